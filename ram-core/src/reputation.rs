@@ -16,7 +16,8 @@ use crate::units::{Permille, Timestamp};
 
 /// What a node has that nothing is known of.
 pub const NEUTRAL: Permille = Permille::new(500);
-/// Below this a node gets no work: a stranger's first lie leads here, or ten failures in a row.
+/// Below this a node gets no work. A stranger's first lie leads there; failures alone never do, for a network of one
+/// machine needs that machine once it is mended.
 pub const FLOOR: Permille = Permille::new(250);
 /// The time in which the distance from [`NEUTRAL`] halves: after a lie a node is back in half a day, and a month later
 /// nobody knows.
@@ -38,7 +39,7 @@ const STEPS_MAX: u64 = 32 * 2880;
 const SERVED_PART: u32 = 200;
 /// What a result that earns no reward takes: little, for its user may have asked for it.
 const UNREWARDED_STEP: u32 = 5 * FINE;
-/// What a failure takes. Machines fail; one that mostly does is soon left alone.
+/// What a failure takes. Machines fail; one that mostly does is chosen last.
 const FAILED_STEP: u32 = 25 * FINE;
 /// What a lie takes: three, and the best name is gone.
 const REFUSED_STEP: u32 = 300 * FINE;
@@ -51,7 +52,7 @@ pub enum Deed {
     /// It gave a result that is paid and not rewarded. Takes back what was earned, but never leads below the middle: a
     /// user can ask for such results, and must not be able to lock a node out.
     Unrewarded,
-    /// It failed a job by its own fault, or vanished with it.
+    /// It failed a job by its own fault, or vanished with it. Never leads below the floor.
     Failed,
     /// It claimed what cannot be.
     Refused,
@@ -115,7 +116,7 @@ impl Reputation {
         let level = match deed {
             Deed::Served => level + (TOP - level) / SERVED_PART,
             Deed::Unrewarded => level.saturating_sub(UNREWARDED_STEP).max(level.min(MIDDLE)),
-            Deed::Failed => level.saturating_sub(FAILED_STEP),
+            Deed::Failed => level.saturating_sub(FAILED_STEP).max(level.min(FLOOR.get() * FINE)),
             Deed::Refused => level.saturating_sub(REFUSED_STEP),
         };
         Self { level, at }
@@ -170,8 +171,8 @@ mod tests {
         assert_eq!(times(stranger, 140, Deed::Served), 752);
         assert_eq!(times(stranger, 5000, Deed::Served), 999);
         assert_eq!(times(stranger, 1, Deed::Refused), 200);
-        assert_eq!(times(stranger, 10, Deed::Failed), 250);
-        assert_eq!(times(stranger, 100, Deed::Failed), 0);
+        assert_eq!(times(stranger, 4, Deed::Failed), 400);
+        assert_eq!(times(stranger, 100, Deed::Failed), FLOOR.get());
     }
 
     #[test]

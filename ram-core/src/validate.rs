@@ -42,8 +42,8 @@ const WORD_BYTES_MAX: u32 = 12;
 const WORDS_MIN: u64 = 32;
 /// Counters of words, by hash.
 const BUCKETS: usize = 64;
-/// Tenths of a word: an answer that has fewer different words than this, in effect, is junk. Two words in turn have 2.0;
-/// a table of one column, two thirds of which are its rules, has 2.24.
+/// Tenths of a word: an answer that has fewer different words than this, in effect, is junk. Two words in turn have
+/// 2.0; a table of one column, two thirds of which are its rules, has 2.24.
 const DIFFERENT_WORDS_TENTHS_MIN: u128 = 22;
 /// Answers shorter than this are the same for many prompts with good reason: greetings, refusals, yes and no.
 const DUPLICATE_BYTES_MIN: u64 = 512;
@@ -107,8 +107,8 @@ pub struct Claim {
     pub tokens: TokenCount,
     /// Most tokens that were asked for.
     pub tokens_max: TokenCount,
-    /// Tokens that may have been written without being shown because the user asked so: those of a stop text, and all of
-    /// them where the user weighted tokens by id.
+    /// Tokens that may have been written without being shown because the user asked so: those of a stop text, and all
+    /// of them where the user weighted tokens by id.
     pub unseen: TokenCount,
     /// Why the answer is said to have ended; `None` when it was cut.
     pub finish: Option<FinishReason>,
@@ -329,7 +329,7 @@ impl Digest {
     }
 
     /// Whether its words are so few that nothing can be said with them: the inverse of the chance that two words drawn
-    /// from it are the same (Simpson's index; the Renyi entropy of order 2) is how many different ones it has, in effect.
+    /// from it are the same (Simpson's index; the Renyi entropy of order 2) is how many different ones it has.
     fn is_monotonous(&self) -> bool {
         let pairs: u128 = self.buckets.iter().map(|&count| u128::from(count).pow(2)).sum();
         let words = u128::from(self.words);
@@ -354,8 +354,8 @@ impl fmt::Debug for Digest {
 }
 
 impl Recent {
-    /// Whether this answer was given to another prompt; remembers it. To the same prompt it may well be the same: by seed,
-    /// or at temperature 0.
+    /// Whether this answer was given to another prompt; remembers it. To the same prompt it may well be the same: by
+    /// seed, or at temperature 0.
     fn repeats(&mut self, prompt: u64, digest: &Digest) -> bool {
         if digest.bytes < DUPLICATE_BYTES_MIN {
             return false;
