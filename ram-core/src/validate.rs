@@ -148,6 +148,9 @@ pub enum Unrewarded {
     /// The provider gave the same long answer to another prompt.
     #[error("the same answer was given to another prompt")]
     Duplicate,
+    /// The answer was cut by a crash of the network's own, and paid as far as it was noted. [`judge`] never says so.
+    #[error("nobody lived to judge the answer")]
+    Unjudged,
 }
 
 /// Why nobody pays for a result: no honest node sends it.
@@ -190,6 +193,7 @@ impl Verdict {
             Self::Unrewarded(Unrewarded::SelfDealing) => "self_dealing",
             Self::Unrewarded(Unrewarded::LowEntropy) => "low_entropy",
             Self::Unrewarded(Unrewarded::Duplicate) => "duplicate",
+            Self::Unrewarded(Unrewarded::Unjudged) => "unjudged",
             Self::Refused(Refused::Empty { .. }) => "refused_empty",
             Self::Refused(Refused::Inflated { .. }) => "refused_inflated",
             Self::Refused(Refused::TooFast { .. }) => "refused_too_fast",
