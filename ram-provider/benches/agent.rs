@@ -58,16 +58,14 @@ fn busy(now: Timestamp) -> (Agent, Vec<Ticket>) {
 }
 
 fn job(number: u128) -> Job {
-    Job {
-        id: JobId::from_bits(number),
-        model: MODEL.parse().expect("an id"),
-        messages: vec![ChatMessage::new(Role::User, "hello")],
-        params: GenerationParams {
-            max_tokens: TokenCount::new(64),
-            stop: Vec::new(),
-            sampling: Sampling::default(),
-        },
-    }
+    let params =
+        GenerationParams { max_tokens: TokenCount::new(64), stop: Vec::new(), sampling: Sampling::default() };
+    Job::new(
+        JobId::from_bits(number),
+        MODEL.parse().expect("an id"),
+        vec![ChatMessage::new(Role::User, "hello")],
+        params,
+    )
 }
 
 fn token(criterion: &mut Criterion) {
