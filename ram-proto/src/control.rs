@@ -78,8 +78,8 @@ pub enum ToProvider {
     Run {
         /// Which try at the job this is.
         attempt: Attempt,
-        /// The job.
-        job: Job,
+        /// The job. Boxed: other messages are small.
+        job: Box<Job>,
     },
     /// Nobody waits for this any more.
     Cancel {

@@ -191,7 +191,7 @@ fn run(number: u128, params: GenerationParams) -> ToProvider {
         vec![ChatMessage::new(Role::User, "What is the capital of France?")],
         params,
     );
-    ToProvider::Run { attempt: Attempt::FIRST, job }
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
 }
 
 fn short() -> GenerationParams {

@@ -103,7 +103,7 @@ async fn a_second_signal_does_not_wait_for_what_runs() {
         let (id, model) = (JobId::from_bits(number), "ram-aggregator/ram-demo-4bit".parse().unwrap());
         let job =
             Job::new(id, model, vec![ChatMessage::new(Role::User, "a secret question")], params.clone());
-        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job }).await;
+        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
     }
     while !matches!(hear(&mut socket).await, Some(ToCoordinator::Chunk(_))) {}
     signal(&child, "INT").await;

@@ -501,7 +501,7 @@ impl Coordinator {
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
-        effects.push(send(node.conn, ToProvider::Run { attempt, job: record.job.clone() }));
+        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()) }));
         let model = record.job.model.clone();
         self.jobs.unqueue(&model, job);
     }

@@ -136,7 +136,7 @@ fn run(number: u128, model: &str) -> ToProvider {
         vec![ChatMessage::new(Role::User, "hello")],
         params,
     );
-    ToProvider::Run { attempt: Attempt::FIRST, job }
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
 }
 
 fn cancel(number: u128) -> ToProvider {
