@@ -411,10 +411,8 @@ impl World {
         let mut events = VecDeque::from([event]);
         let mut effects = Vec::new();
         while let Some(event) = events.pop_front() {
-            if !matches!(event, Event::Tick) {
-                self.note_event(&event);
-            }
-            let about = About::of(&event);
+            self.note_event(&event);
+            let (about, is_tick) = (About::of(&event), matches!(event, Event::Tick));
             let is_heard = about.as_ref().is_none_or(|about| self.is_heard(about));
             let Some(core) = &mut self.house.core else { return };
             if let Event::SocketClosed { conn } = &event {
@@ -423,6 +421,9 @@ impl World {
             core.handle(event, self.now, &mut effects);
             if let Some(about) = &about {
                 self.check_what_was_heard(about, is_heard, &effects);
+            }
+            if is_tick {
+                self.check_who_is_given_up(&effects);
             }
             for effect in effects.drain(..) {
                 self.perform(effect);
@@ -451,6 +452,7 @@ impl World {
             Event::Held { job, result } => self.note(format_args!("  held: job {}, {result:?}", job.bits())),
             Event::Settled { job, .. } => self.note(format_args!("  settled: job {}", job.bits())),
             Event::Abandon { job } => self.note(format_args!("  abandoned: job {}", job.bits())),
+            Event::Tick => {}
             other => self.note(format_args!("  {other:?}")),
         }
     }
@@ -493,6 +495,18 @@ impl World {
             self.fates.get(&job).is_some_and(|fate| fate.is_current(attempt, about.conn))
         };
         about.registers || (stands && about.run.as_ref().is_none_or(is_current))
+    }
+
+    /// Who lives, talks, and is on a sound line, is never taken for dead.
+    fn check_who_is_given_up(&self, effects: &[Effect]) {
+        for effect in effects {
+            let Effect::Close { conn } = effect else { continue };
+            let Some(open) = self.house.conns.get(conn) else { continue };
+            let link = &self.links[&open.link];
+            let machine = &self.machines[link.machine];
+            let lives = machine.stands_on(open.link, link.machine_life) && machine.is_honest();
+            assert!(!(lives && link.is_sound()), "conn {}: given up, and it lives", conn.0);
+        }
     }
 
     fn check_what_was_heard(&mut self, about: &About, is_heard: bool, effects: &[Effect]) {

@@ -11,7 +11,7 @@ use ram_core::provider::{Hardware, ModelOffer, ModelState, ProviderSpec};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use ram_crypto::identity::NodeIdentity;
 use ram_proto::control::{Decoded, ToCoordinator, ToProvider};
-use ram_provider::agent::{Agent, AgentConfig, Effect, Event, Piece, Ticket};
+use ram_provider::agent::{Agent, AgentConfig, Effect, Event, Note, Piece, Ticket};
 
 use super::dice::Dice;
 use super::liar::{self, Past, VICES, Vice};
@@ -122,6 +122,11 @@ impl Machine {
         let (running, queued) = (agent.load().running, agent.load().queued);
         let open = running > 0 || queued > 0 || !self.runs.is_empty() || !self.owed.is_empty();
         open.then(|| format!("{name} has {running} jobs, and owes {:?}", self.owed))
+    }
+
+    /// Whether this process runs and stands on this link, as far as it knows.
+    pub fn stands_on(&self, link: LinkId, life: u32) -> bool {
+        self.is_alive(life) && self.link == Some(link)
     }
 
     fn is_alive(&self, life: u32) -> bool {
@@ -269,11 +274,11 @@ impl World {
         agent.handle(event, own_time, &mut effects);
         let mut left_behind = 0;
         for effect in effects {
-            if matches!(effect, Effect::CloseLink) {
-                left_behind = self.machines[number].owed.len();
-            }
-            if matches!(effect, Effect::Exit) {
-                assert_eq!(left_behind, 0, "machine {number}: leaves with runs unanswered");
+            match &effect {
+                Effect::CloseLink => left_behind = self.machines[number].owed.len(),
+                Effect::Note(Note::PeerAtFault { .. } | Note::Rejected { .. }) => left_behind = 0, // it is lost
+                Effect::Exit => assert_eq!(left_behind, 0, "machine {number}: leaves with runs unanswered"),
+                _ => {}
             }
             self.perform_for(number, effect);
         }
@@ -497,7 +502,7 @@ impl World {
     pub fn ping_fails(&mut self, id: LinkId) {
         let link = &self.links[&id];
         let (at, life) = (link.machine, link.machine_life);
-        if self.machines[at].is_alive(life) && self.machines[at].link == Some(id) {
+        if self.machines[at].stands_on(id, life) {
             self.count("pings unanswered");
             self.send_up(id, Parcel::Closed);
             self.link_down(at);

@@ -7,6 +7,7 @@
 //! - each hold is resolved once; nobody is paid twice for a job, or above its hold, or for what was not delivered;
 //! - every entry of the ledger sums to zero, and so does the ledger;
 //! - no slot leaks: in the end neither the coordinator nor an agent counts a job that nobody waits for;
+//! - who lives and can be heard is never taken for dead, whatever the clocks say;
 //! - what a ghost says, from an older session or of an attempt that was given up, changes nothing;
 //! - an agent answers each run with one `finished`, unless its link was lost, and is never given more than it can hold.
 //!

@@ -31,6 +31,7 @@ pub struct Link {
     /// The fastest that words can be, and how much slower some are.
     delay_ms: u64,
     jitter_ms: u64,
+    has_suffered: bool,
 }
 
 /// One direction.
@@ -114,6 +115,7 @@ impl Link {
             down: Lane::new(),
             delay_ms: pace.0,
             jitter_ms: pace.1,
+            has_suffered: false,
         }
     }
 
@@ -129,24 +131,32 @@ impl Link {
 
     /// A broken connection: some last words are lost in each direction, and both ends will hear that it is closed.
     pub fn break_off(&mut self, dice: &mut Dice) {
+        self.has_suffered = true;
         self.up.lose_some(dice);
         self.down.lose_some(dice);
     }
 
     /// A dead one: nobody hears anything any more, not even that.
     pub fn die(&mut self, up: bool, down: bool) {
+        self.has_suffered = true;
         self.up.is_dead |= up;
         self.down.is_dead |= down;
     }
 
     /// Holds up all that is sent from now on.
     pub fn hold_up(&mut self, until: Timestamp, up: bool, down: bool) {
+        self.has_suffered = true;
         if up {
             self.up.held_up_until = until;
         }
         if down {
             self.down.held_up_until = until;
         }
+    }
+
+    /// Whether nothing has ever befallen it.
+    pub fn is_sound(&self) -> bool {
+        !self.has_suffered
     }
 
     fn arrival(&self, now: Timestamp, dice: &mut Dice) -> Timestamp {
