@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::chat::tools::{PromptJson, Tool};
 use crate::chat::{ChatMessage, PromptText};
 use crate::id::{JobId, ModelId};
 use crate::units::TokenCount;
@@ -19,8 +20,22 @@ pub struct Job {
     pub model: ModelId,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
+    /// Functions that the model may call; none where the caller does not want any called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<Tool>,
+    /// Further variables for the chat template, such as `enable_thinking`.
+    #[serde(default, skip_serializing_if = "PromptJson::is_empty")]
+    pub chat_template_kwargs: PromptJson,
     /// How to continue it.
     pub params: GenerationParams,
+}
+
+impl Job {
+    /// A chat without functions to call.
+    #[must_use]
+    pub fn new(id: JobId, model: ModelId, messages: Vec<ChatMessage>, params: GenerationParams) -> Self {
+        Self { id, model, messages, tools: Vec::new(), chat_template_kwargs: PromptJson::default(), params }
+    }
 }
 
 /// How a continuation is made: bounds, stop strings, and the sampler's settings.
@@ -111,6 +126,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context ran out.
     Length,
+    /// The model called functions and waits for what they give.
+    ToolCalls,
 }
 
 /// One token of an answer with its log-probability, and the likeliest alternatives.

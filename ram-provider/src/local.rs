@@ -453,8 +453,8 @@ impl Streaming {
 }
 
 impl From<Piece> for AnswerPiece {
-    fn from(Piece { content, reasoning, logprobs, .. }: Piece) -> Self {
-        Self { content, reasoning, logprobs }
+    fn from(Piece { content, reasoning, tool_calls, logprobs, .. }: Piece) -> Self {
+        Self { content, reasoning, tool_calls, logprobs }
     }
 }
 

@@ -353,6 +353,7 @@ impl Splitter {
             tokens: held + tokens,
             content: split.content.into(),
             reasoning: split.reasoning.into(),
+            tool_calls: Vec::new(),
             logprobs,
         }
     }

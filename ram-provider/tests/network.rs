@@ -185,13 +185,13 @@ fn config(home: &Path, coordinator: &Coordinator) -> ProviderConfig {
 }
 
 fn run(number: u128, params: GenerationParams) -> ToProvider {
-    let job = Job {
-        id: JobId::from_bits(number),
-        model: MODEL.parse().unwrap(),
-        messages: vec![ChatMessage::new(Role::User, "What is the capital of France?")],
+    let job = Job::new(
+        JobId::from_bits(number),
+        MODEL.parse().unwrap(),
+        vec![ChatMessage::new(Role::User, "What is the capital of France?")],
         params,
-    };
-    ToProvider::Run { attempt: Attempt::FIRST, job }
+    );
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
 }
 
 fn short() -> GenerationParams {

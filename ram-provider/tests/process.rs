@@ -100,13 +100,10 @@ async fn a_second_signal_does_not_wait_for_what_runs() {
     let sampling = Sampling { logit_bias: [(1, -100.0)].into(), ..Sampling::default() };
     let params = GenerationParams { max_tokens: TokenCount::new(10_000), stop: Vec::new(), sampling };
     for number in 0..4 {
-        let job = Job {
-            id: JobId::from_bits(number),
-            model: "ram-aggregator/ram-demo-4bit".parse().unwrap(),
-            messages: vec![ChatMessage::new(Role::User, "a secret question")],
-            params: params.clone(),
-        };
-        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job }).await;
+        let (id, model) = (JobId::from_bits(number), "ram-aggregator/ram-demo-4bit".parse().unwrap());
+        let job =
+            Job::new(id, model, vec![ChatMessage::new(Role::User, "a secret question")], params.clone());
+        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
     }
     while !matches!(hear(&mut socket).await, Some(ToCoordinator::Chunk(_))) {}
     signal(&child, "INT").await;

@@ -16,6 +16,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use ram_core::catalog;
+use ram_core::chat::tools::PromptJson;
 use ram_core::id::JobId;
 use ram_core::units::{Bytes as ByteCount, TokenCount};
 use ram_proto::openai::{
@@ -85,7 +86,16 @@ fn submission(request: ChatRequest, payer: Payer, job: JobId) -> Result<Submissi
     let context = catalog::resolve(request.model.as_str()).map_or(TokenCount::MAX, |spec| spec.context());
     let params = request.params(context, run::random_seed()?);
     let ChatRequest { model, messages, preferred_provider, .. } = request;
-    Ok(Submission { job, payer, model, messages, params, preferred: preferred_provider })
+    Ok(Submission {
+        job,
+        payer,
+        model,
+        messages,
+        tools: Vec::new(),
+        chat_template_kwargs: PromptJson::default(),
+        params,
+        preferred: preferred_provider,
+    })
 }
 
 /// Reads a body that is no longer than it may be.
@@ -136,8 +146,8 @@ async fn whole(mut answer: WholeAnswer, mut replies: Replies) -> Result<ChatComp
     loop {
         match replies.next().await {
             Some(Reply::Started { provider, name, .. }) => served_by = Some(ServedBy { id: provider, name }),
-            Some(Reply::Delta { content, reasoning, logprobs }) => {
-                answer.push(AnswerPiece { content, reasoning, logprobs });
+            Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
+                answer.push(AnswerPiece { content, reasoning, tool_calls, logprobs });
             }
             Some(Reply::Done { finish, usage, receipt }) => {
                 return Ok(answer.finish(finish, usage, xram(replies.job(), served_by, receipt)));
@@ -214,8 +224,8 @@ impl Streaming {
                 self.answer = Some(answer);
                 String::new()
             }
-            Reply::Delta { content, reasoning, logprobs } => {
-                let frames = answer.push(AnswerPiece { content, reasoning, logprobs });
+            Reply::Delta { content, reasoning, tool_calls, logprobs } => {
+                let frames = answer.push(AnswerPiece { content, reasoning, tool_calls, logprobs });
                 self.answer = Some(answer);
                 frames
             }
@@ -256,7 +266,12 @@ mod tests {
     }
 
     fn delta(text: &str) -> Reply {
-        Reply::Delta { content: text.into(), reasoning: PromptText::default(), logprobs: Vec::new() }
+        Reply::Delta {
+            content: text.into(),
+            reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        }
     }
 
     fn receipt(charge: u128) -> Receipt {
@@ -368,7 +383,12 @@ mod tests {
     #[tokio::test]
     async fn a_whole_answer_is_all_its_pieces() {
         let (sender, _left, replies) = Replies::scripted(JobId::from_bits(1));
-        let thought = Reply::Delta { content: "".into(), reasoning: "hm".into(), logprobs: Vec::new() };
+        let thought = Reply::Delta {
+            content: "".into(),
+            reasoning: "hm".into(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        };
         for reply in [started(), started(), thought, delta("Par"), delta("is"), done()] {
             sender.try_send(reply).unwrap();
         }

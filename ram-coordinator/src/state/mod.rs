@@ -299,15 +299,17 @@ impl Coordinator {
             self.strike(provider);
             return self.attempt_failed(job, Failure::Internal, None, now, effects);
         }
-        let Chunk { tokens, content, reasoning, logprobs, .. } = chunk;
-        let says_nothing =
-            content.as_str().is_empty() && reasoning.as_str().is_empty() && logprobs.is_empty();
+        let Chunk { tokens, content, reasoning, tool_calls, logprobs, .. } = chunk;
+        let says_nothing = content.as_str().is_empty()
+            && reasoning.as_str().is_empty()
+            && tool_calls.is_empty()
+            && logprobs.is_empty();
         if tokens == TokenCount::ZERO && says_nothing {
             return; // and earns no further patience
         }
         run.deadline = now.after(self.config.limits.between_tokens);
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
-        effects.push(reply(job, Reply::Delta { content, reasoning, logprobs }));
+        effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
     }
 
     fn finished(
@@ -499,7 +501,7 @@ impl Coordinator {
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
-        effects.push(send(node.conn, ToProvider::Run { attempt, job: record.job.clone() }));
+        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()) }));
         let model = record.job.model.clone();
         self.jobs.unqueue(&model, job);
     }

@@ -53,7 +53,7 @@ fn turn(found: Found<'_>, ignored: &mut IgnoredFields) -> Result<ChatMessage, Ap
         None => return Err(at.missing("content", CONTENT)),
     };
     refuse_the_rest(fields, &at, ignored)?;
-    Ok(ChatMessage { role, content, name })
+    Ok(ChatMessage { name, ..ChatMessage::new(role, content) })
 }
 
 /// Reads `role`.

@@ -7,6 +7,7 @@
 //! ```
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::job::{FinishReason, TokenLogprob, Usage};
 
 use super::chunk::Delta;
@@ -21,6 +22,8 @@ pub struct AnswerPiece {
     pub content: PromptText,
     /// What the model thought.
     pub reasoning: PromptText,
+    /// Functions that the model called, each whole.
+    pub tool_calls: Vec<ToolCall>,
     /// Log-probabilities of the content's tokens.
     pub logprobs: Vec<TokenLogprob>,
 }
@@ -93,7 +96,7 @@ impl StreamedAnswer {
 
     /// The frames of a piece; before the first, the one that names the role.
     pub fn push(&mut self, piece: AnswerPiece) -> String {
-        let AnswerPiece { content, reasoning, logprobs } = piece;
+        let AnswerPiece { content, reasoning, logprobs, .. } = piece;
         let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
         let delta = Delta { role: None, content: some(content), reasoning_content: some(reasoning) };
         if delta == Delta::default() && logprobs.is_empty() {
@@ -152,7 +155,7 @@ mod tests {
     }
 
     fn piece(content: &str, reasoning: &str) -> AnswerPiece {
-        AnswerPiece { content: content.into(), reasoning: reasoning.into(), logprobs: Vec::new() }
+        AnswerPiece { content: content.into(), reasoning: reasoning.into(), ..AnswerPiece::default() }
     }
 
     /// The data of each event in these frames.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::id::{Epoch, ProviderId};
 use ram_core::job::{Job, Outcome, TokenLogprob};
 use ram_core::provider::ModelOffer;
@@ -23,6 +24,8 @@ pub struct Piece {
     pub content: PromptText,
     /// What the model thought.
     pub reasoning: PromptText,
+    /// Functions that the model called, each whole.
+    pub tool_calls: Vec<ToolCall>,
     /// Log-probabilities of the content's tokens, when they were asked for.
     pub logprobs: Vec<TokenLogprob>,
 }

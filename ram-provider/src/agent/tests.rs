@@ -128,17 +128,15 @@ fn rejected(reason: RejectReason, retry_after_ms: Option<u64>) -> ToProvider {
 }
 
 fn run(number: u128, model: &str) -> ToProvider {
-    let job = Job {
-        id: JobId::from_bits(number),
-        model: model.parse().unwrap(),
-        messages: vec![ChatMessage::new(Role::User, "hello")],
-        params: GenerationParams {
-            max_tokens: TokenCount::new(8),
-            stop: Vec::new(),
-            sampling: Sampling::default(),
-        },
-    };
-    ToProvider::Run { attempt: Attempt::FIRST, job }
+    let params =
+        GenerationParams { max_tokens: TokenCount::new(8), stop: Vec::new(), sampling: Sampling::default() };
+    let job = Job::new(
+        JobId::from_bits(number),
+        model.parse().unwrap(),
+        vec![ChatMessage::new(Role::User, "hello")],
+        params,
+    );
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
 }
 
 fn cancel(number: u128) -> ToProvider {
