@@ -8,6 +8,7 @@ use ram_coordinator::config::Config;
 use ram_coordinator::state::{
     ConnId, Coordinator, Effect, Event, JobError, Limits, Payer, Reply, SettleOrder, Submission, TICK,
 };
+use ram_core::chat::tools::PromptJson;
 use ram_core::chat::{ChatMessage, Role};
 use ram_core::id::{Attempt, Epoch, JobId, ProviderId};
 use ram_core::job::{GenerationParams, Sampling};
@@ -259,6 +260,8 @@ impl World {
             payer,
             model,
             messages: vec![ChatMessage::new(Role::User, "what is going on?")],
+            tools: Vec::new(),
+            chat_template_kwargs: PromptJson::default(),
             params: GenerationParams { max_tokens, stop: Vec::new(), sampling: Sampling::default() },
             preferred,
         })));

@@ -156,6 +156,7 @@ fn forged(jobs: u64, dice: &mut Dice) -> ToCoordinator {
             tokens,
             content: PromptText::from("forged "),
             reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
             logprobs: Vec::new(),
         }),
         3 => {
