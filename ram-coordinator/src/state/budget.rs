@@ -61,7 +61,7 @@ impl DemoBudget {
 }
 
 /// The address that one subscriber cannot change at will.
-fn subscriber(address: IpAddr) -> IpAddr {
+pub(super) fn subscriber(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),
         IpAddr::V6(address) => {
