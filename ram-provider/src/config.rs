@@ -6,8 +6,10 @@
 //!   "name": "studio",
 //!   "wallet": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
 //!   "models": ["ram-demo", "qwen3-8b", { "model": "llama-3.2-1b", "path": "/models/llama" }],
+//!   "preload": "first",
 //!   "memory_cap": "24GiB",
-//!   "slots": 4
+//!   "slots": 4,
+//!   "prevent_sleep": false
 //! }
 //! ```
 //!
@@ -56,10 +58,14 @@ pub struct ProviderConfig {
     pub wallet: Option<WalletAddress>,
     /// What it serves, in this order of importance.
     pub models: Vec<ModelChoice>,
+    /// Which of them are loaded at the start; the others are when they are first asked for.
+    pub preload: Preload,
     /// Most memory that models may take; `None` is all that the machine can use.
     pub memory_cap: Option<Bytes>,
     /// Jobs that run at once.
     pub slots: NonZeroU16,
+    /// Whether the machine is kept awake while the node runs.
+    pub prevent_sleep: bool,
 }
 
 impl ProviderConfig {
@@ -84,6 +90,11 @@ impl ProviderConfig {
         Ok(Loaded { config, file, unknown_fields })
     }
 
+    /// The settings as they are given, and the defaults for all others: for one whose file does not read.
+    pub(crate) fn without_file(home: impl Into<PathBuf>, given: Settings) -> Self {
+        given.resolve(home.into())
+    }
+
     /// The configuration as a file would hold it, every field spelled out.
     ///
     /// # Panics
@@ -95,8 +106,10 @@ impl ProviderConfig {
             name: Some(self.name.clone()),
             wallet: self.wallet,
             models: Some(self.models.clone()),
+            preload: Some(self.preload.clone()),
             memory_cap: self.memory_cap.map(MemorySize),
             slots: Some(Slots(self.slots)),
+            prevent_sleep: Some(self.prevent_sleep),
         };
         serde_json::to_value(settings).expect("settings are plain data")
     }
@@ -124,10 +137,14 @@ pub struct Settings {
     pub wallet: Option<WalletAddress>,
     /// What to serve.
     pub models: Option<Vec<ModelChoice>>,
+    /// What to load at the start.
+    pub preload: Option<Preload>,
     /// Most memory for models.
     pub memory_cap: Option<MemorySize>,
     /// Jobs that run at once.
     pub slots: Option<Slots>,
+    /// Whether to keep the machine awake.
+    pub prevent_sleep: Option<bool>,
 }
 
 impl Settings {
@@ -161,8 +178,10 @@ impl Settings {
             name: take(&mut fields, "name")?,
             wallet: take(&mut fields, "wallet")?,
             models: take(&mut fields, "models")?,
+            preload: take(&mut fields, "preload")?,
             memory_cap: take(&mut fields, "memory_cap")?,
             slots: take(&mut fields, "slots")?,
+            prevent_sleep: take(&mut fields, "prevent_sleep")?,
         };
         Ok((settings, fields.into_iter().map(|(name, _)| name).collect()))
     }
@@ -175,8 +194,10 @@ impl Settings {
             name: self.name.or(below.name),
             wallet: self.wallet.or(below.wallet),
             models: self.models.or(below.models),
+            preload: self.preload.or(below.preload),
             memory_cap: self.memory_cap.or(below.memory_cap),
             slots: self.slots.or(below.slots),
+            prevent_sleep: self.prevent_sleep.or(below.prevent_sleep),
         }
     }
 
@@ -191,8 +212,10 @@ impl Settings {
                 .models
                 .filter(|models| !models.is_empty())
                 .unwrap_or_else(|| vec![ModelChoice::default()]),
+            preload: self.preload.unwrap_or_default(),
             memory_cap: self.memory_cap.map(|size| size.0),
             slots: self.slots.map_or(DEFAULT_SLOTS, |slots| slots.0),
+            prevent_sleep: self.prevent_sleep.unwrap_or(false),
         }
     }
 }
@@ -271,6 +294,17 @@ impl CoordinatorUrl {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.starts_with("wss://")
+    }
+
+    /// The coordinator's URL of another path: beside the socket, where the whole stands under a path of its own too.
+    pub(crate) fn http(&self, path: &str) -> String {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or_default();
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let base = match rest.strip_suffix(routes::PROVIDER_SOCKET) {
+            Some(base) => base,
+            None => rest.split('/').next().unwrap_or_default(),
+        };
+        format!("{}://{base}{path}", if scheme == "wss" { "https" } else { "http" })
     }
 
     /// Whether prompts would travel in the clear, beyond this machine.
@@ -397,6 +431,58 @@ impl From<ModelChoice> for ModelChoiceForm {
         match choice.path {
             None => Self::Text(choice.model.as_str().to_owned()),
             Some(path) => Self::Object { model: choice.model, path },
+        }
+    }
+}
+
+/// Which models are loaded at the start: `first`, `all`, `none`, or names with commas between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Preload {
+    /// The first one, which is the most important one: a node is ready soon and has something ready.
+    #[default]
+    First,
+    /// As many as fit together, in their order.
+    All,
+    /// None: each waits for its first job.
+    None,
+    /// These, by alias or full id.
+    Models(Vec<ModelId>),
+}
+
+impl FromStr for Preload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = |name: &str| name.trim().parse::<ModelId>();
+        match text {
+            "first" => Ok(Self::First),
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::None),
+            names => {
+                names.split(',').map(name).collect::<Result<_, _>>().map(Self::Models).map_err(|error| {
+                    format!("expected `first`, `all`, `none`, or models with commas between them: {error}")
+                })
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Preload {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Preload> for String {
+    fn from(preload: Preload) -> Self {
+        match preload {
+            Preload::First => "first".to_owned(),
+            Preload::All => "all".to_owned(),
+            Preload::None => "none".to_owned(),
+            Preload::Models(names) => names.iter().map(ModelId::as_str).collect::<Vec<_>>().join(","),
         }
     }
 }
@@ -554,7 +640,7 @@ mod tests {
             "coordinator": "ws://10.0.0.2:9/ws/provider", "name": "studio",
             "wallet": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
             "models": ["ram-demo", {"model": "a/b", "path": "/models/b"}, "c=/models/c"],
-            "memory_cap": "1.5GiB", "slots": 3
+            "memory_cap": "1.5GiB", "slots": 3, "preload": "ram-demo,a/b", "prevent_sleep": true
         }"#;
         let config = load(text).unwrap().config;
         assert_eq!(config.memory_cap, Some(Bytes::from_mib(1536)));
@@ -587,6 +673,8 @@ mod tests {
         check(r#"{"models": [7]}"#, &["`models`", "a model is given as"]);
         check(r#"{"memory_cap": "much"}"#, &["`memory_cap`", "24GiB"]);
         check(r#"{"slots": 0}"#, &["`slots`", "1 to 256"]);
+        check(r#"{"preload": "../x"}"#, &["`preload`", "`first`, `all`, `none`"]);
+        check(r#"{"prevent_sleep": "yes"}"#, &["`prevent_sleep`", "a boolean"]);
         let many: Vec<String> = (0..=OFFERS_MAX).map(|n| format!("m{n}")).collect();
         let error = load(&serde_json::json!({ "models": many }).to_string()).unwrap_err();
         assert_eq!(error, ConfigError::TooManyModels { given: OFFERS_MAX + 1 });
@@ -622,6 +710,17 @@ mod tests {
             check(bad, None);
         }
         assert_eq!(CoordinatorUrl::default(), DEFAULT_COORDINATOR.parse().unwrap());
+    }
+
+    #[test]
+    fn the_other_paths_stand_beside_the_socket() {
+        let check = |url: &str, expected: &str| {
+            assert_eq!(url.parse::<CoordinatorUrl>().unwrap().http("/health"), expected);
+        };
+        check("wss://ram.example", "https://ram.example/health");
+        check("ws://127.0.0.1:8080", "http://127.0.0.1:8080/health");
+        check("wss://host/net/ws/provider", "https://host/net/health");
+        check("ws://[::1]:1/other?x=1", "http://[::1]:1/health");
     }
 
     #[test]

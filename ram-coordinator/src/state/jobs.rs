@@ -273,7 +273,8 @@ impl JobRecord {
         price_per_1k: XRam,
         now: Timestamp,
     ) -> Self {
-        let Submission { job: id, payer, messages, params, preferred, model: _ } = submission;
+        let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
+            submission;
         let bytes = |message: &ChatMessage| {
             let name = message.name.as_ref().map_or(0, |name| name.as_str().len());
             Bytes::new((message.content.as_str().len() + name) as u64)
@@ -282,7 +283,7 @@ impl JobRecord {
         let template = TokenCount::new(TEMPLATE_TOKENS_PER_MESSAGE).saturating_mul(messages.len() as u64);
         let prompt_bound = TokenCount::new(prompt_bytes.get()) + template;
         Self {
-            job: Job { id, model: spec.model_id(), messages, params },
+            job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },
             spec,
             admitted_at: now,
             payer,

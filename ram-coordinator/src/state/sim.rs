@@ -575,6 +575,7 @@ impl FakeRun {
             tokens: TokenCount::new(tokens),
             content: PromptText::from(text),
             reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
             logprobs: Vec::new(),
         })
     }
@@ -605,6 +606,8 @@ fn submission(job: JobId, payer: Payer) -> Submission {
         payer,
         model: MODEL.parse().unwrap(),
         messages: vec![ChatMessage::new(Role::User, format!("hello, {job}"))],
+        tools: Vec::new(),
+        chat_template_kwargs: Default::default(),
         params: GenerationParams {
             max_tokens: TokenCount::new(TOKENS),
             stop: Vec::new(),
