@@ -118,6 +118,17 @@ pub struct Usage {
     pub reasoning: TokenCount,
 }
 
+impl std::iter::Sum for Usage {
+    /// What several jobs took together.
+    fn sum<I: Iterator<Item = Self>>(jobs: I) -> Self {
+        jobs.fold(Self::default(), |sum, job| Self {
+            prompt: sum.prompt + job.prompt,
+            completion: sum.completion + job.completion,
+            reasoning: sum.reasoning + job.reasoning,
+        })
+    }
+}
+
 /// Why an answer ended where it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

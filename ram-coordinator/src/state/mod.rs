@@ -498,6 +498,7 @@ impl Coordinator {
             delivered: TokenCount::ZERO,
             delivered_bytes: 0,
             logprobs: 0,
+            tool_calls: 0,
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
