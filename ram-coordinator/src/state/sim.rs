@@ -387,6 +387,7 @@ impl Night {
             tokens,
             content: PromptText::from("word "),
             reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
             logprobs: Vec::new(),
         }));
         run.seq += 1;
@@ -415,6 +416,8 @@ fn submission(job: JobId, payer: Payer) -> Submission {
         payer,
         model: MODEL.parse().unwrap(),
         messages: vec![ChatMessage::new(Role::User, "hello")],
+        tools: Vec::new(),
+        chat_template_kwargs: Default::default(),
         params: GenerationParams {
             max_tokens: TokenCount::new(8),
             stop: Vec::new(),
@@ -513,6 +516,7 @@ fn a_job_is_held_run_paid_and_answered() {
         tokens: TokenCount::new(2),
         content: PromptText::from("Hi!"),
         reasoning: PromptText::default(),
+        tool_calls: Vec::new(),
         logprobs: Vec::new(),
     };
     let delta = handle(&mut night, say(ToCoordinator::Chunk(chunk.clone())));
