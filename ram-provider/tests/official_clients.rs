@@ -1,31 +1,56 @@
-//! Official clients against the local server with the bundled model. The suites are those of the gateway, which lie
-//! with its tests: a program that works here works there.
+//! Official clients against the local server: with the bundled model, and with one that calls functions. The suites are
+//! those of the gateway, which lie with its tests: a program that works here works there.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 #[path = "../../ram-coordinator/tests/clients/mod.rs"]
 mod clients;
+mod phrases;
+
+use std::path::Path;
 
 use clients::{Client, Server, Tools};
-use ram_provider::config::ProviderConfig;
+use ram_provider::config::{ModelChoice, ProviderConfig};
 use ram_provider::local::{LocalConfig, LocalServer};
 use tokio::sync::oneshot;
 
-async fn check(client: Client) {
+const ALIAS: &str = "ram-demo";
+const ID: &str = "ram-aggregator/ram-demo-4bit";
+
+/// A template as those of the Hermes family are: tools are listed, and a call is JSON between tags.
+const TEMPLATE: &str = concat!(
+    "{%- if tools %}Call a tool by <tool_call>{\"name\": ..., \"arguments\": ...}</tool_call>:\n",
+    "{%- for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}",
+    "{%- for message in messages %}<|user|>{{ message.content }}",
+    "{%- for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}",
+    "{%- endfor %}<|end|>{% endfor %}",
+    "{%- if messages[-1].role == 'tool' %}<|told|>{% elif tools %}<|asked|>{% else %}<|plain|>{% endif %}",
+);
+/// What the model says to a result, to a question with tools, and to one without.
+const DIALOGUES: [&[&str]; 3] = [
+    &["<|told|>", "It is", " sunny."],
+    &["<|asked|>", "<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {\"city\": \"Paris\"}}\n", "</tool_call>"],
+    &["<|plain|>", "The capital", " of France is ", "Paris", "."],
+];
+
+/// Runs a suite against a server of its own; `dir` is the model's folder, if it is not the bundled one.
+async fn check(client: Client, name: &'static str, dir: Option<&Path>) {
     let home = tempfile::tempdir().unwrap();
     let mut config = ProviderConfig::new(home.path());
     config.slots = 2.try_into().unwrap(); // few, so that an answer that nobody reads would be missed
+    if let Some(dir) = dir {
+        config.models = vec![ModelChoice { model: ALIAS.parse().unwrap(), path: Some(dir.to_owned()) }];
+    }
     let key = "sesame";
-    let local =
-        LocalConfig { listen: ([127, 0, 0, 1], 0).into(), api_key: Some(key.parse().unwrap()) };
+    let local = LocalConfig { listen: ([127, 0, 0, 1], 0).into(), api_key: Some(key.parse().unwrap()) };
     let server = LocalServer::start(config, local).await.unwrap();
     let told = Server {
-        name: "`ram-provider local`",
+        name,
         base_url: format!("http://{}/v1", server.address()),
         key: key.to_owned(),
-        model: ["ram-demo", "ram-aggregator/ram-demo-4bit"],
+        model: [ALIAS, ID],
         is_scripted: false,
-        tools: Tools::Refused,
+        tools: if dir.is_some() { Tools::Calls } else { Tools::Refused },
     };
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::spawn(server.serve(async { stopped.await.unwrap_or(()) }));
@@ -33,17 +58,42 @@ async fn check(client: Client) {
     drop(stop);
 }
 
+async fn check_bundled(client: Client) {
+    check(client, "`ram-provider local`", None).await;
+}
+
+async fn check_tools(client: Client) {
+    let dir = tempfile::tempdir().unwrap();
+    phrases::write(dir.path(), TEMPLATE, &DIALOGUES);
+    check(client, "`ram-provider local` with tools", Some(dir.path())).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_python_client_works_unmodified() {
-    check(Client::Python).await;
+    check_bundled(Client::Python).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_node_client_works_unmodified() {
-    check(Client::Node).await;
+    check_bundled(Client::Node).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn vercels_sdk_works_unmodified() {
-    check(Client::AiSdk).await;
+    check_bundled(Client::AiSdk).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_python_client_calls_tools() {
+    check_tools(Client::Python).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_node_client_calls_tools() {
+    check_tools(Client::Node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn vercels_sdk_calls_tools() {
+    check_tools(Client::AiSdk).await;
 }
