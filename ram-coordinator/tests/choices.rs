@@ -53,7 +53,8 @@ fn joined(events: &[String], n: usize) -> (Vec<Value>, Value) {
 fn gathered(answer: &Value) -> Vec<Value> {
     let of = |choice: &Value| {
         let message = &choice["message"];
-        let calls = message["tool_calls"].as_array().into_iter().flatten().map(|call| call["function"].clone());
+        let calls =
+            message["tool_calls"].as_array().into_iter().flatten().map(|call| call["function"].clone());
         let content = message["content"].as_str().unwrap_or_default();
         json!({ "content": content, "calls": calls.collect::<Vec<_>>(), "end": choice["finish_reason"] })
     };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Add;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -118,14 +119,16 @@ pub struct Usage {
     pub reasoning: TokenCount,
 }
 
-impl std::iter::Sum for Usage {
-    /// What several jobs took together.
-    fn sum<I: Iterator<Item = Self>>(jobs: I) -> Self {
-        jobs.fold(Self::default(), |sum, job| Self {
-            prompt: sum.prompt + job.prompt,
-            completion: sum.completion + job.completion,
-            reasoning: sum.reasoning + job.reasoning,
-        })
+impl Add for Usage {
+    type Output = Self;
+
+    /// What two jobs took together: the choices of one request, each with the prompt that it read.
+    fn add(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt + other.prompt,
+            completion: self.completion + other.completion,
+            reasoning: self.reasoning + other.reasoning,
+        }
     }
 }
 
@@ -198,6 +201,9 @@ pub enum Failure {
         /// Tokens that the model's context holds.
         limit: TokenCount,
     },
+    /// The model's chat template has no words for functions to call.
+    #[error("this model cannot be told of functions to call")]
+    ToolsUnsupported,
     /// The model cannot render or continue this conversation.
     #[error("the model cannot take this conversation")]
     InvalidPrompt,
@@ -241,7 +247,10 @@ impl Failure {
     #[must_use]
     pub const fn retry(self) -> Retry {
         match self {
-            Self::ContextLengthExceeded { .. } | Self::InvalidPrompt | Self::Cancelled => Retry::Never,
+            Self::ContextLengthExceeded { .. }
+            | Self::ToolsUnsupported
+            | Self::InvalidPrompt
+            | Self::Cancelled => Retry::Never,
             Self::ModelUnavailable
             | Self::OutOfMemory
             | Self::Overloaded

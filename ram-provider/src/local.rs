@@ -10,6 +10,7 @@
 use std::convert::Infallible;
 use std::future::IntoFuture;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU8;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -319,22 +320,29 @@ async fn complete(
 }
 
 async fn answer(shared: &Shared, number: JobId, request: ChatRequest) -> Result<Response, ApiError> {
+    if request.n > NonZeroU8::MIN {
+        return Err(ApiError::unsupported("n", "`n` is not supported here yet: one answer a request"));
+    }
+    if !request.tools.is_empty() {
+        return Err(ApiError::unsupported("tools", "`tools` is not supported here yet"));
+    }
     let served =
         shared.worker.model(&request.model).ok_or_else(|| ApiError::model_not_found(&request.model))?;
     let fresh_seed = getrandom::u64().map_err(|_| ApiError::internal())?;
-    let params = request.params(served.context(), fresh_seed);
+    let params = request.params(0, served.context(), fresh_seed);
     let asked = Asked {
         logprobs: request.sampling.top_logprobs.is_some(),
         usage: matches!(request.delivery, Delivery::Stream { include_usage: true }),
+        one_call: !request.parallel_tool_calls,
     };
     let ChatRequest { model, messages, delivery, .. } = request;
     let head = CompletionHead { id: CompletionId(number), created: run::now(), model };
     let answer = Arc::clone(served).answer(messages, params).await?;
     match delivery {
-        Delivery::Whole => {
-            whole(WholeAnswer::new(head, asked), answer).await.map(|told| Json(told).into_response())
-        }
-        Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked), answer).await,
+        Delivery::Whole => whole(WholeAnswer::new(head, asked, NonZeroU8::MIN), answer)
+            .await
+            .map(|told| Json(told).into_response()),
+        Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, NonZeroU8::MIN), answer).await,
     }
 }
 
@@ -374,9 +382,10 @@ async fn whole(mut told: WholeAnswer, mut answer: Answer) -> Result<ChatCompleti
     loop {
         match answer.next().await {
             Some(Step::Started { .. }) => {}
-            Some(Step::Piece(piece)) => told.push(piece.into()),
+            Some(Step::Piece(piece)) => told.push(0, piece.into()),
             Some(Step::End(Outcome::Done { finish, usage })) => {
-                return Ok(told.finish(finish, usage, XramFields::default()));
+                told.finish_choice(0, finish);
+                return Ok(told.finish(usage, XramFields::default()));
             }
             Some(Step::End(Outcome::Failed { failure })) => return Err(failure.into()),
             None => return Err(ApiError::internal()),
@@ -439,12 +448,12 @@ impl Streaming {
                 String::new()
             }
             Some(Step::Piece(piece)) => {
-                let frames = told.push(piece.into());
+                let frames = told.push(0, piece.into());
                 self.told = Some(told);
                 frames
             }
             Some(Step::End(Outcome::Done { finish, usage })) => {
-                told.finish(finish, usage, XramFields::default())
+                told.finish_choice(0, finish) + &told.finish(usage, XramFields::default())
             }
             Some(Step::End(Outcome::Failed { failure })) => told.fail(&failure.into()),
             None => told.fail(&ApiError::internal()),

@@ -4,8 +4,6 @@
 //! request's number. One that fails takes the whole request with it, and the others are abandoned: nobody can use a
 //! part of what was asked for. What is told of money and usage is the sum.
 
-use std::num::NonZeroU8;
-
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll, unfold};
 use ram_core::id::JobId;
@@ -39,16 +37,16 @@ pub(super) struct Choices {
     job: JobId,
     /// Who took that job last.
     served_by: Option<ServedBy>,
-    open: u8,
+    open: usize,
     /// Whether a word of any choice came: it will be charged.
     spoke: bool,
-    usage: Vec<Usage>,
+    usage: Usage,
     receipt: Option<Receipt>,
 }
 
 impl Choices {
     /// The choices whose replies these are, in their order; `job` is the first one's.
-    pub(super) fn new(job: JobId, n: NonZeroU8, replies: Vec<Replies>) -> Self {
+    pub(super) fn new(job: JobId, replies: Vec<Replies>) -> Self {
         let listen = |(choice, replies)| {
             unfold(Some(replies), move |replies: Option<Replies>| async move {
                 let mut replies = replies?;
@@ -59,12 +57,12 @@ impl Choices {
             .boxed()
         };
         Self {
+            open: replies.len(),
             replies: (0..).zip(replies).map(listen).collect(),
             job,
             served_by: None,
-            open: n.get(),
             spoke: false,
-            usage: Vec::new(),
+            usage: Usage::default(),
             receipt: None,
         }
     }
@@ -84,7 +82,7 @@ impl Choices {
                 }
                 Some(Reply::Done { finish, usage, receipt }) => {
                     self.open -= 1;
-                    self.usage.push(usage);
+                    self.usage = self.usage + usage;
                     self.receipt = Some(self.receipt.map_or(receipt, |so_far| sum(so_far, receipt)));
                     return Heard::Ended(choice, finish);
                 }
@@ -93,7 +91,7 @@ impl Choices {
             }
         }
         match self.receipt.take() {
-            Some(receipt) => Heard::Done(self.usage.drain(..).sum(), self.xram(receipt)),
+            Some(receipt) => Heard::Done(self.usage, self.xram(receipt)),
             None => self.fail(ApiError::internal()),
         }
     }

@@ -273,7 +273,8 @@ impl JobRecord {
         let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
             submission;
         let prompt_bound = TokenCount::new(
-            messages.iter().map(tokens_of_message).sum::<u64>() + tokens_of_tools(&tools, &chat_template_kwargs),
+            messages.iter().map(tokens_of_message).sum::<u64>()
+                + tokens_of_tools(&tools, &chat_template_kwargs),
         );
         Self {
             job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },

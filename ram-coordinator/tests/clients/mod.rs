@@ -68,10 +68,13 @@ pub async fn run(client: Client, server: &Server) {
         .env("RAM_TEST_MODEL", server.model[0])
         .env("RAM_TEST_MODEL_ID", server.model[1])
         .env("RAM_TEST_SCRIPTED", flag(server.is_scripted))
-        .env("RAM_TEST_TOOLS", match server.tools {
-            Tools::Calls => "calls",
-            Tools::Refused => "refused",
-        })
+        .env(
+            "RAM_TEST_TOOLS",
+            match server.tools {
+                Tools::Calls => "calls",
+                Tools::Refused => "refused",
+            },
+        )
         .kill_on_drop(true);
     let output = timeout(SUITE_AT_MOST, command.output()).await.expect("the suite hangs").unwrap();
     let (told, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -86,7 +89,9 @@ async fn command(client: Client) -> Option<Command> {
     let here = folder();
     let program = |variable: &str, usual: &str| std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
     let (program, probe, script) = match client {
-        Client::Python => (program("RAM_TEST_PYTHON", "python3"), ["-c", "import openai"], "openai_python.py"),
+        Client::Python => {
+            (program("RAM_TEST_PYTHON", "python3"), ["-c", "import openai"], "openai_python.py")
+        }
         Client::Node => (program("RAM_TEST_NODE", "node"), NODE_PROBE, "openai_node.mjs"),
         Client::AiSdk => (program("RAM_TEST_NODE", "node"), NODE_PROBE, "ai_sdk.mjs"),
     };
@@ -99,8 +104,10 @@ async fn command(client: Client) -> Option<Command> {
 }
 
 /// Fails on an old Node, and where `npm ci` was not run.
-const NODE_PROBE: [&str; 2] =
-    ["-e", "process.exit(parseInt(process.versions.node) >= 22 && require('fs').existsSync('node_modules/ai') ? 0 : 1)"];
+const NODE_PROBE: [&str; 2] = [
+    "-e",
+    "process.exit(parseInt(process.versions.node) >= 22 && require('fs').existsSync('node_modules/ai') ? 0 : 1)",
+];
 
 /// Where the suites lie, also when another crate's tests borrow this file.
 fn folder() -> PathBuf {
