@@ -9,7 +9,9 @@ use ram_core::id::{NodeName, WalletAddress};
 use tracing::warn;
 
 use crate::ProviderError;
-use crate::config::{self, CoordinatorUrl, MemorySize, ModelChoice, ProviderConfig, Settings, Slots};
+use crate::config::{
+    self, CoordinatorUrl, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
+};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
 
 /// Serves models to a RAM Aggregator network, or to this machine alone.
@@ -67,6 +69,9 @@ struct CommonArgs {
     /// A model by alias or full id, or a folder in the MLX format under a name (NAME=FOLDER); may be repeated.
     #[arg(long = "model", value_name = "NAME[=FOLDER]", env = "RAM_MODELS", value_delimiter = ',')]
     models: Option<Vec<ModelChoice>>,
+    /// What to load at the start, the rest when it is first asked for: first, all, none, or names with commas.
+    #[arg(long, value_name = "WHICH", env = "RAM_PRELOAD")]
+    preload: Option<Preload>,
     /// Most memory for models, such as 24GiB.
     #[arg(long, value_name = "SIZE", env = "RAM_MEMORY_CAP")]
     memory_cap: Option<MemorySize>,
@@ -111,7 +116,8 @@ impl CommonArgs {
     /// The configuration; `None` when it was only to be printed.
     fn load(self, given: Settings) -> Result<Option<ProviderConfig>, ProviderError> {
         let home = self.home.map_or_else(config::default_home, Ok)?;
-        let given = Settings { models: self.models, memory_cap: self.memory_cap, slots: self.slots, ..given };
+        let Self { models, preload, memory_cap, slots, .. } = self;
+        let given = Settings { models, preload, memory_cap, slots, ..given };
         let loaded = ProviderConfig::load(home, given)?;
         for field in loaded.unknown_fields {
             warn!(file = %loaded.file.display(), field, "this field is unknown here and has no effect");

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ram_core::job::{Failure, Job, Outcome};
+use ram_core::job::Job;
 use ram_core::provider::{Hardware, ProviderSpec};
 use ram_core::units::Timestamp;
 use ram_crypto::identity::NodeIdentity;
@@ -24,6 +24,8 @@ use crate::worker::{self, Step, Worker};
 const INBOX_MAX: usize = 1024;
 /// Longest wait for the last words to leave the socket when the node stops.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
+/// How often the node looks at what nothing tells it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Serves the network until `shutdown`, then drains: what runs may end for half a minute, and nothing new is taken.
 ///
@@ -43,15 +45,11 @@ pub async fn run(config: ProviderConfig, shutdown: impl Future<Output = ()>) -> 
     Ok(())
 }
 
-/// Loads the models of the configuration and says what was loaded.
+/// Finds the models of the configuration and loads those to be preloaded.
 pub(crate) fn load(config: &ProviderConfig, hardware: &Hardware) -> Result<Worker, ProviderError> {
     let cap = worker::memory_cap(config, hardware);
     info!(chip = hardware.chip, usable = %hardware.usable_memory, %cap, "loading");
-    let worker = Worker::load(config, hardware)?;
-    for served in worker.models() {
-        info!(model = %served.id(), context = %served.context(), "loaded");
-    }
-    Ok(worker)
+    Worker::open(config, hardware)
 }
 
 /// A provider that is ready to connect.
@@ -64,7 +62,7 @@ struct Node {
 /// All that acts.
 struct Shell {
     coordinator: CoordinatorUrl,
-    worker: Arc<Worker>,
+    worker: Worker,
     link: Option<Link>,
     /// The link before, while its last words leave.
     closing: Option<JoinHandle<()>>,
@@ -92,7 +90,7 @@ impl Node {
         };
         let agent_config = AgentConfig {
             spec,
-            memory_free: worker.memory_free(),
+            memory_free: worker.memory_for_a_load(),
             slots,
             queue_max: worker::queue_max(slots),
             jitter_seed: getrandom::u64().map_err(|_| ProviderError::NoRandomness)?,
@@ -101,7 +99,7 @@ impl Node {
         let (events, inbox) = mpsc::channel(INBOX_MAX);
         let shell = Shell {
             coordinator: config.coordinator.clone(),
-            worker: Arc::new(worker),
+            worker,
             link: None,
             closing: None,
             answers: HashMap::new(),
@@ -114,24 +112,26 @@ impl Node {
     async fn serve(mut self, mut shutdown: impl Future<Output = ()> + Unpin) {
         let mut drained = false;
         let mut effects = Vec::new();
+        let mut changes = self.shell.worker.changes();
+        // A model whose load failed is offered again when its back-off is over, which nothing else tells.
+        let mut look = tokio::time::interval(LOOK_EVERY);
         while !self.shell.is_done {
             let sleep = self.agent.wake_at().map(|at| at.since(now()));
             let event = tokio::select! {
                 heard = self.shell.heard() => self.shell.event_of(heard),
                 Some(event) = self.inbox.recv() => event,
+                Ok(()) = changes.changed() => self.shell.offers(),
+                _ = look.tick() => self.shell.offers(),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => Event::Wake,
                 () = &mut shutdown, if !drained => {
                     drained = true;
                     Event::DrainRequested
                 }
             };
-            let ended = if let Event::Ended { ticket, .. } = event { Some(ticket) } else { None };
-            self.handle(event, &mut effects);
-            if let Some(ticket) = ended {
+            if let Event::Ended { ticket, .. } = event {
                 self.shell.answers.remove(&ticket);
-                let (offers, memory_free) = (self.shell.worker.offers(), self.shell.worker.memory_free());
-                self.handle(Event::Offers { offers, memory_free }, &mut effects); // a speed may be known now
             }
+            self.handle(event, &mut effects);
         }
         self.shell.leave().await;
     }
@@ -164,6 +164,10 @@ impl Shell {
         }
     }
 
+    fn offers(&self) -> Event {
+        Event::Offers { offers: self.worker.offers(), memory_free: self.worker.memory_for_a_load() }
+    }
+
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Connect => self.link = Some(Link::open(self.coordinator.clone())),
@@ -174,7 +178,7 @@ impl Shell {
             }
             Effect::CloseLink => self.closing = self.link.take().map(Link::close),
             Effect::Generate { ticket, job } => {
-                let task = tokio::spawn(answer(Arc::clone(&self.worker), ticket, job, self.events.clone()));
+                let task = tokio::spawn(answer(self.worker.clone(), ticket, job, self.events.clone()));
                 self.answers.insert(ticket, task.abort_handle());
             }
             Effect::CancelGeneration(ticket) => {
@@ -200,16 +204,8 @@ impl Shell {
 }
 
 /// Runs one job and tells the agent of it; ends early when aborted.
-async fn answer(worker: Arc<Worker>, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
-    let failed = |failure| Event::Ended { ticket, outcome: Outcome::Failed { failure } };
-    let begun = match worker.model(&job.model) {
-        Some(served) => Arc::clone(served).answer(job.messages, job.params).await,
-        None => Err(Failure::ModelUnavailable),
-    };
-    let mut answer = match begun {
-        Ok(answer) => answer,
-        Err(failure) => return drop(events.send(failed(failure)).await),
-    };
+async fn answer(worker: Worker, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
+    let mut answer = worker.answer(&job.model, job.messages, job.params);
     while let Some(step) = answer.next().await {
         let event = match step {
             Step::Started { prompt } => Event::Started { ticket, prompt },

@@ -1,6 +1,5 @@
 //! One answer as it is written: thoughts told from words, tokens counted, its pace measured.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -11,6 +10,7 @@ use ram_core::units::TokenCount;
 use ram_infer::engine::{Event, Generation};
 
 use super::Served;
+use super::lease::Lease;
 use crate::agent::Piece;
 
 /// What happens in an answer: at most one start, then pieces, then one end.
@@ -30,7 +30,8 @@ pub enum Step {
 /// One answer as it comes. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Answer {
-    served: Arc<Served>,
+    /// Keeps the model in memory.
+    served: Lease,
     generation: Generation,
     splitter: Splitter,
     pace: Pace,
@@ -40,7 +41,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(served: Arc<Served>, generation: Generation) -> Self {
+    pub(super) fn new(served: Lease, generation: Generation) -> Self {
         Self {
             splitter: Splitter::new(served.start),
             served,
@@ -194,7 +195,7 @@ impl Pace {
         if self.first.is_none() {
             self.first = Some(now);
             if let Some((started, prompt)) = self.started.filter(|_| !self.disturbed) {
-                served.meter().prefilled(prompt, now.saturating_duration_since(started));
+                served.model.meter().prefilled(prompt, now.saturating_duration_since(started));
             }
         } else {
             self.tokens += tokens;
@@ -205,7 +206,7 @@ impl Pace {
     fn ended(&self, served: &Served) {
         if let (Some(first), Some(last), false) = (self.first, self.last, self.disturbed) {
             let time: Duration = last.saturating_duration_since(first);
-            served.meter().decoded(self.tokens, time);
+            served.model.meter().decoded(self.tokens, time);
         }
     }
 }
