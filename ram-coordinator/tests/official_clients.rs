@@ -4,6 +4,7 @@
 
 mod clients;
 mod fake;
+#[path = "clients/scripted.rs"]
 mod scripted;
 
 use clients::{Client, Server, Tools};

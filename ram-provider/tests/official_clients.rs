@@ -29,7 +29,13 @@ const TEMPLATE: &str = concat!(
 /// What the model says to a result, to a question with tools, and to one without.
 const DIALOGUES: [&[&str]; 3] = [
     &["<|told|>", "It is", " sunny."],
-    &["<|asked|>", "<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {\"city\": \"Paris\"}}\n", "</tool_call>"],
+    &[
+        "<|asked|>",
+        "<tool_call>",
+        "\n{\"name\": \"get_weather\", ",
+        "\"arguments\": {\"city\": \"Paris\"}}\n",
+        "</tool_call>",
+    ],
     &["<|plain|>", "The capital", " of France is ", "Paris", "."],
 ];
 

@@ -6,6 +6,7 @@
 //!
 //! Whoever leaves, leaves by dropping: the connection's future owns the [`Choices`], whose end the core hears of.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use axum::Json;
@@ -20,7 +21,7 @@ use ram_core::id::JobId;
 use ram_core::units::{Bytes as ByteCount, TokenCount};
 use ram_proto::openai::{
     ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery,
-    ParsedChat, StreamedAnswer, WholeAnswer, sse,
+    Heard, ParsedChat, StreamedAnswer, WholeAnswer, sse,
 };
 use tokio::time::timeout;
 
@@ -29,7 +30,7 @@ use crate::run::{self, Gone};
 use crate::state::{Payer, Submission};
 
 use super::auth::Called;
-use super::choices::{Choices, Heard};
+use super::choices::Choices;
 use super::error::Refusal;
 use super::{Gateway, Peer, RequestId};
 
@@ -138,11 +139,9 @@ fn announced(headers: &HeaderMap) -> Option<ByteCount> {
 /// Gathers an answer.
 async fn whole(mut answer: WholeAnswer, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
     loop {
-        match choices.next().await {
-            Heard::Piece(choice, piece) => answer.push(choice, piece),
-            Heard::Ended(choice, reason) => answer.finish_choice(choice, reason),
-            Heard::Done(usage, xram) => return Ok(answer.finish(usage, xram)),
-            Heard::Failed(error) => return Err(error),
+        match answer.hear(choices.next().await) {
+            ControlFlow::Continue(more) => answer = more,
+            ControlFlow::Break(told) => return told,
         }
     }
 }
@@ -187,14 +186,9 @@ impl Streaming {
 
     /// The frames of what was heard; the last of it ends the answer.
     fn frames(&mut self, heard: Heard) -> String {
-        let Some(mut answer) = self.answer.take() else { return String::new() };
-        let frames = match heard {
-            Heard::Piece(choice, piece) => answer.push(choice, piece),
-            Heard::Ended(choice, reason) => answer.finish_choice(choice, reason),
-            Heard::Done(usage, xram) => return answer.finish(usage, xram),
-            Heard::Failed(error) => return answer.fail(&error),
-        };
-        self.answer = Some(answer);
+        let Some(answer) = self.answer.take() else { return String::new() };
+        let (frames, rest) = answer.hear(heard);
+        self.answer = rest;
         frames
     }
 }
@@ -349,7 +343,7 @@ mod tests {
         streaming.next().await.unwrap();
         drop(streaming);
         assert_eq!(left.try_recv(), Ok(JobId::from_bits(1)));
-        let (sender, mut left, replies) = Replies::scripted(JobId::from_bits(2));
+        let (sender, mut left, choices) = scripted();
         sender.try_send(done()).unwrap();
         whole(gathered(), choices).await.unwrap();
         assert!(left.try_recv().is_err());

@@ -7,27 +7,14 @@
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll, unfold};
 use ram_core::id::JobId;
-use ram_core::job::{FinishReason, Usage};
+use ram_core::job::Usage;
 use ram_core::units::XRam;
-use ram_proto::openai::{AnswerPiece, ApiError, ServedBy, XramFields};
+use ram_proto::openai::{AnswerPiece, ApiError, Heard, ServedBy, XramFields};
 
 use crate::run::Replies;
 use crate::state::{Receipt, Reply};
 
 use super::error::of_job;
-
-/// What is heard of a request's choices.
-#[derive(Debug)]
-pub(super) enum Heard {
-    /// More of this choice.
-    Piece(u32, AnswerPiece),
-    /// This choice is whole and paid.
-    Ended(u32, FinishReason),
-    /// All are.
-    Done(Usage, XramFields),
-    /// There is no answer, or no more of it.
-    Failed(ApiError),
-}
 
 /// All choices of one request. Dropping them before [`Heard::Done`] abandons what still runs.
 pub(super) struct Choices {

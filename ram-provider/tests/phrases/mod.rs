@@ -21,7 +21,7 @@ const VOCABULARY: usize = 1600;
 
 /// Writes a model's folder. Each dialogue is a prompt's last token and the tokens that follow, each of which may stand in
 /// one dialogue alone.
-pub fn write(dir: &Path, template: &str, dialogues: &[&[&str]]) {
+pub(crate) fn write(dir: &Path, template: &str, dialogues: &[&[&str]]) {
     fs::create_dir_all(dir).unwrap();
     for (name, bytes) in ram_infer::demo::FILES {
         fs::write(dir.join(name), bytes).unwrap();

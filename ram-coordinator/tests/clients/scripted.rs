@@ -31,7 +31,7 @@ enum Act {
 }
 
 /// Serves until the coordinator closes the socket.
-pub async fn serve(mut provider: FakeProvider) {
+pub(crate) async fn serve(mut provider: FakeProvider) {
     let mut beat = tokio::time::interval(BEAT_EVERY);
     loop {
         tokio::select! {
