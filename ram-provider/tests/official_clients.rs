@@ -17,28 +17,6 @@ use tokio::sync::oneshot;
 const ALIAS: &str = "ram-demo";
 const ID: &str = "ram-aggregator/ram-demo-4bit";
 
-/// A template as those of the Hermes family are: tools are listed, and a call is JSON between tags.
-const TEMPLATE: &str = concat!(
-    "{%- if tools %}Call a tool by <tool_call>{\"name\": ..., \"arguments\": ...}</tool_call>:\n",
-    "{%- for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}",
-    "{%- for message in messages %}<|user|>{{ message.content }}",
-    "{%- for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}",
-    "{%- endfor %}<|end|>{% endfor %}",
-    "{%- if messages[-1].role == 'tool' %}<|told|>{% elif tools %}<|asked|>{% else %}<|plain|>{% endif %}",
-);
-/// What the model says to a result, to a question with tools, and to one without.
-const DIALOGUES: [&[&str]; 3] = [
-    &["<|told|>", "It is", " sunny."],
-    &[
-        "<|asked|>",
-        "<tool_call>",
-        "\n{\"name\": \"get_weather\", ",
-        "\"arguments\": {\"city\": \"Paris\"}}\n",
-        "</tool_call>",
-    ],
-    &["<|plain|>", "The capital", " of France is ", "Paris", "."],
-];
-
 /// Runs a suite against a server of its own; `dir` is the model's folder, if it is not the bundled one.
 async fn check(client: Client, name: &'static str, dir: Option<&Path>) {
     let home = tempfile::tempdir().unwrap();
@@ -70,7 +48,7 @@ async fn check_bundled(client: Client) {
 
 async fn check_tools(client: Client) {
     let dir = tempfile::tempdir().unwrap();
-    phrases::write(dir.path(), TEMPLATE, &DIALOGUES);
+    phrases::write_weather(dir.path());
     check(client, "`ram-provider local` with tools", Some(dir.path())).await;
 }
 

@@ -6,10 +6,39 @@
 //! logits = 10 * lm_head h         row `next` of the head is one-hot of the state that it follows
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+
+/// A template as those of the Hermes family are: tools are listed, and a call is JSON between tags.
+const TEMPLATE: &str = concat!(
+    "{%- if tools %}Call a tool by <tool_call>{\"name\": ..., \"arguments\": ...}</tool_call>:\n",
+    "{%- for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}",
+    "{%- for message in messages %}<|user|>{{ message.content }}",
+    "{%- for call in message.tool_calls or [] %}{{ call.function.name }}{{ call.function.arguments | tojson }}",
+    "{%- endfor %}<|end|>{% endfor %}",
+    "{%- if messages[-1].role == 'tool' %}<|told|>{% elif tools %}<|asked|>{% else %}<|plain|>{% endif %}",
+);
+/// What the model says to a result, to a question with tools, and to one without.
+const DIALOGUES: [&[&str]; 3] = [
+    &["<|told|>", "It is", " sunny."],
+    &[
+        "<|asked|>",
+        "<tool_call>",
+        "\n{\"name\": \"get_weather\", ",
+        "\"arguments\": {\"city\": \"Paris\"}}\n",
+        "</tool_call>",
+    ],
+    &["<|plain|>", "The capital", " of France is ", "Paris", "."],
+];
+
+/// Writes a model that calls `get_weather` for Paris whenever it may.
+pub(crate) fn write_weather(dir: &Path) {
+    write(dir, TEMPLATE, &DIALOGUES);
+}
 
 /// Vocabulary of the bundled tokenizer, and the id of its token that ends an answer.
 const BUNDLED_TOKENS: usize = 1536;
@@ -21,7 +50,7 @@ const VOCABULARY: usize = 1600;
 
 /// Writes a model's folder. Each dialogue is a prompt's last token and the tokens that follow, each of which may stand in
 /// one dialogue alone.
-pub(crate) fn write(dir: &Path, template: &str, dialogues: &[&[&str]]) {
+fn write(dir: &Path, template: &str, dialogues: &[&[&str]]) {
     fs::create_dir_all(dir).unwrap();
     for (name, bytes) in ram_infer::demo::FILES {
         fs::write(dir.join(name), bytes).unwrap();
