@@ -39,7 +39,8 @@ impl Server {
 
     async fn ask(&self, more: &Value) -> Response {
         let messages = json!([{ "role": "user", "content": "What is the capital of France?" }]);
-        let mut body = json!({ "model": "ram-demo", "messages": messages, "max_tokens": 32, "temperature": 0 });
+        let mut body =
+            json!({ "model": "ram-demo", "messages": messages, "max_tokens": 32, "temperature": 0 });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         Client::new().post(&self.url).json(&body).send().await.unwrap()
     }
@@ -57,7 +58,8 @@ impl Server {
         let response = self.ask(&more).await;
         let mut decoder = sse::Decoder::new();
         decoder.push(&response.bytes().await.unwrap()).unwrap();
-        let mut events: Vec<String> = std::iter::from_fn(|| decoder.next_event()).map(|event| event.data).collect();
+        let mut events: Vec<String> =
+            std::iter::from_fn(|| decoder.next_event()).map(|event| event.data).collect();
         assert_eq!(events.pop().unwrap(), sse::DONE_DATA);
         events.iter().map(|data| serde_json::from_str(data).unwrap()).collect()
     }
@@ -95,7 +97,7 @@ fn joined(chunks: &[ChatCompletionChunk], index: u32) -> Said {
     said
 }
 
-fn with_tools(more: Value) -> Value {
+fn with_tools(more: &Value) -> Value {
     let function = json!({ "name": "get_weather", "parameters": { "type": "object" } });
     let mut fields = json!({ "tools": [{ "type": "function", "function": function }] });
     fields.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -137,45 +139,52 @@ async fn who_hangs_up_leaves_all_slots_to_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_choices_than_the_node_holds_are_refused_whole() {
     let server = Server::start(1, false).await;
-    let (status, _) = server.refusal(&json!({ "n": 8, "max_tokens": 100_000, "logit_bias": { "1": -100 } })).await;
+    let (status, _) =
+        server.refusal(&json!({ "n": 8, "max_tokens": 100_000, "logit_bias": { "1": -100 } })).await;
     assert_eq!(status, 503);
+    while server.ask(&json!({})).await.status() == StatusCode::SERVICE_UNAVAILABLE {
+        // Those that were begun leave their places as the engine comes by.
+    }
     assert!(said(&server.whole(&json!({})).await.choices[0]).0.contains("Paris"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_calls_a_function_and_reads_what_it_gave() {
     let server = Server::start(2, true).await;
-    let whole = server.whole(&with_tools(json!({}))).await;
+    let whole = server.whole(&with_tools(&json!({}))).await;
     let call = ("get_weather".to_owned(), "{\"city\": \"Paris\"}".to_owned());
     assert_eq!(said(&whole.choices[0]), (String::new(), vec![call], "ToolCalls".to_owned()));
     let first = serde_json::to_value(&whole.choices[0].message).unwrap();
     let id = &first["tool_calls"][0]["id"];
     let result = json!({ "role": "tool", "tool_call_id": id, "content": "sunny" });
     let question = json!({ "role": "user", "content": "What is the weather in Paris?" });
-    let turns = with_tools(json!({ "messages": [question, first, result] }));
+    let turns = with_tools(&json!({ "messages": [question, first, result] }));
     assert_eq!(said(&server.whole(&turns).await.choices[0]).0, "It is sunny.");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_streamed_are_the_calls_and_each_choice_makes_its_own() {
     let server = Server::start(2, true).await;
-    let fields = with_tools(json!({ "n": 2 }));
+    let fields = with_tools(&json!({ "n": 2 }));
     let (whole, chunks) = (server.whole(&fields).await, server.chunks(&fields).await);
     for (index, choice) in (0..).zip(&whole.choices) {
         assert_eq!(joined(&chunks, index), said(choice));
     }
     let ids: Vec<_> = whole.choices.iter().map(|choice| &choice.message.tool_calls[0].id).collect();
     assert_ne!(ids[0], ids[1]);
-    let none = server.whole(&with_tools(json!({ "tool_choice": "none" }))).await;
-    assert_eq!(said(&none.choices[0]), ("The capital of France is Paris.".to_owned(), vec![], "Stop".to_owned()));
+    let none = server.whole(&with_tools(&json!({ "tool_choice": "none" }))).await;
+    assert_eq!(
+        said(&none.choices[0]),
+        ("The capital of France is Paris, of course.".to_owned(), vec![], "Stop".to_owned())
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_are_refused_by_name_where_the_template_knows_none() {
     let server = Server::start(2, false).await;
     for stream in [false, true] {
-        let refused = server.refusal(&with_tools(json!({ "stream": stream }))).await;
+        let refused = server.refusal(&with_tools(&json!({ "stream": stream }))).await;
         assert_eq!(refused, (400, Some("tools".to_owned())));
     }
-    assert_eq!(server.ask(&with_tools(json!({ "tool_choice": "none" }))).await.status(), StatusCode::OK);
+    assert_eq!(server.ask(&with_tools(&json!({ "tool_choice": "none" }))).await.status(), StatusCode::OK);
 }

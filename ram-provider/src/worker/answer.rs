@@ -81,7 +81,8 @@ impl Answer {
                 }
                 Some(Event::Delta { text, tokens, logprobs }) => {
                     self.pace.wrote(tokens, &self.served);
-                    self.pieces.extend(self.splitter.push(&text, tokens, logprobs).map(parts).unwrap_or_default());
+                    self.pieces
+                        .extend(self.splitter.push(&text, tokens, logprobs).map(parts).unwrap_or_default());
                 }
                 Some(Event::End { outcome }) => {
                     self.pace.ended(&self.served);
@@ -226,7 +227,8 @@ fn that_spell(content: &str, mut logprobs: Vec<TokenLogprob>) -> Vec<TokenLogpro
     let from = found.unwrap_or_else(|| spelled.len().saturating_sub(content.len()));
     let (mut end, to) = (0, from + content.len());
     logprobs.retain(|token| {
-        let begin = std::mem::replace(&mut end, end + token.bytes.len());
+        let begin = end;
+        end += token.bytes.len();
         let is_part = begin < to && end > from;
         is_part || (token.bytes.is_empty() && (from..=to).contains(&begin))
     });
@@ -368,7 +370,8 @@ mod tests {
         tell(start, Some(CallFilter::new(Format::Tags, vec![tool], parallel, job)), texts)
     }
 
-    const CALL: [&str; 4] = ["<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {}}\n", "</tool_call>"];
+    const CALL: [&str; 4] =
+        ["<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {}}\n", "</tool_call>"];
 
     #[test]
     fn calls_are_told_from_words() {
@@ -399,7 +402,8 @@ mod tests {
 
     #[test]
     fn a_piece_with_many_probabilities_comes_in_parts() {
-        let logprobs: Vec<TokenLogprob> = (0..2 * LOGPROBS_MAX + 1).map(|n| logprob(&n.to_string())).collect();
+        let logprobs: Vec<TokenLogprob> =
+            (0..2 * LOGPROBS_MAX + 1).map(|n| logprob(&n.to_string())).collect();
         let piece = Piece { content: "words".into(), logprobs: logprobs.clone(), ..Piece::default() };
         let parts = parts(piece);
         let sizes: Vec<usize> = parts.iter().map(|part| part.logprobs.len()).collect();

@@ -90,7 +90,7 @@ impl Lease {
         let submitted = tokio::task::spawn_blocking(move || {
             let Job { messages, params, .. } = job;
             let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages), params })?;
-            Ok(Answer::new(self, generation))
+            Ok(Answer::new(self, generation, None))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }

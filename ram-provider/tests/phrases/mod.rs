@@ -32,7 +32,7 @@ const DIALOGUES: [&[&str]; 3] = [
         "\"arguments\": {\"city\": \"Paris\"}}\n",
         "</tool_call>",
     ],
-    &["<|plain|>", "The capital", " of France is ", "Paris", "."],
+    &["<|plain|>", "The capital", " of France is ", "Paris", ", of course."],
 ];
 
 /// Writes a model that calls `get_weather` for Paris whenever it may.
