@@ -60,6 +60,9 @@ struct Args {
     /// Writes the time, in microseconds since 1970, instead of words
     #[arg(long)]
     stamp: bool,
+    /// Keeps to these figures, without the half less or more
+    #[arg(long)]
+    steady: bool,
     /// Falls off the network in so many of a thousand jobs
     #[arg(long, default_value_t = 0)]
     die: u32,
@@ -100,6 +103,7 @@ async fn main() -> anyhow::Result<()> {
         decode: args.decode,
         answer: args.answer,
         stamp: args.stamp,
+        steady: args.steady,
         faults: Faults {
             die: args.die,
             stall: args.stall,

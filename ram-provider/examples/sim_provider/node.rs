@@ -37,7 +37,16 @@ pub(crate) struct Plan {
     pub(crate) answer: u64,
     /// Write the time instead of words.
     pub(crate) stamp: bool,
+    /// Keep to the figures above.
+    pub(crate) steady: bool,
     pub(crate) faults: Faults,
+}
+
+impl Plan {
+    /// A figure as one node, or one job, has it.
+    fn about(&self, figure: u64, dice: &mut Dice) -> u64 {
+        if self.steady { figure.max(1) } else { dice.around(figure) }
+    }
 }
 
 /// How often what goes wrong, in a thousand jobs.
@@ -106,7 +115,7 @@ impl Node {
     pub(crate) fn new(number: u64, plan: Arc<Plan>, tally: Arc<Tally>) -> Self {
         let mut dice = Dice::of(plan.seed, number);
         let identity = NodeIdentity::from_seeds(dice.bytes(), dice.bytes());
-        let (prefill, decode) = (dice.around(plan.prefill), dice.around(plan.decode));
+        let (prefill, decode) = (plan.about(plan.prefill, &mut dice), plan.about(plan.decode, &mut dice));
         let speed = Speed {
             prefill: TokenRate::new(prefill.saturating_mul(1000)),
             decode: TokenRate::new(decode.saturating_mul(1000)),
@@ -233,7 +242,7 @@ impl Node {
     fn begin(&mut self, ticket: Ticket, job: &Job) {
         let (faults, dice) = (self.plan.faults, &mut self.dice);
         let most = job.params.max_tokens.get().max(1);
-        let tokens = dice.around(self.plan.answer).min(most);
+        let tokens = self.plan.about(self.plan.answer, dice).min(most);
         let finish = if tokens == most { FinishReason::Length } else { FinishReason::Stop };
         let prompt = job.messages.iter().map(|message| 4 + message.content.as_str().len() as u64 / 4).sum();
         let mut wait = Duration::from_secs_f64(seconds(prompt, self.prefill));
