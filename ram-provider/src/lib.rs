@@ -3,6 +3,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
+//! | [`link`] | the socket to the coordinator |
 //! | [`worker`] | the models, in memory or a load away, and the answers that they write |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
@@ -24,14 +25,15 @@
 //! # }
 //! ```
 //!
-//! The way of a job: socket → `link` → [`agent::Agent`] → `Generate` → [`worker::Worker`] → engine, and its tokens come
-//! back worker → agent → link → socket.
+//! The way of a job: socket → [`link`] → [`agent::Agent`] → `Generate` → [`worker::Worker`] → engine, and its tokens
+//! come back worker → agent → link → socket.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod hardware;
+pub mod link;
 pub mod local;
 pub mod power;
 pub mod signals;
@@ -39,7 +41,6 @@ pub mod status;
 pub mod worker;
 
 mod error;
-mod link;
 mod lock;
 mod models;
 mod run;

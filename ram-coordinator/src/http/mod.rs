@@ -5,6 +5,7 @@
 
 mod auth;
 mod chat;
+mod choices;
 mod error;
 mod models;
 mod network;
