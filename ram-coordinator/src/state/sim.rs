@@ -148,6 +148,7 @@ impl Night {
             queue_per_model: 8,
             jobs: 64,
             jobs_per_key: 24,
+            jobs_per_address: 8,
             queue_wait: Duration::from_secs(5),
             first_token: Duration::from_secs(3),
             between_tokens: Duration::from_secs(3),

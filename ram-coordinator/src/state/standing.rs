@@ -100,8 +100,11 @@ mod tests {
         }
         standings.note(provider(KNOWN_MAX + 9), Deed::Failed, now);
         assert!(standings.known.len() <= KNOWN_MAX);
+        assert!(standings.of(provider(0), now) < NEUTRAL, "a liar is not forgotten for a crowd");
         let much_later = now.after(Duration::from_secs(3600 * 24 * 365));
-        assert!(standings.of(provider(0), now) < NEUTRAL);
+        for number in KNOWN_MAX + 10..=2 * KNOWN_MAX {
+            standings.known.insert(provider(number), Reputation::from_parts(600_000, now));
+        }
         standings.note(provider(1), Deed::Served, much_later);
         assert_eq!(standings.known.len(), 1, "a year later nobody else is more than a stranger");
     }
