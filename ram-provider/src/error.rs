@@ -7,6 +7,7 @@ use ram_core::id::ModelId;
 use ram_core::memory::Verdict;
 use ram_crypto::identity::IdentityError;
 use ram_infer::error::InferError;
+use ram_infer::hub::HubError;
 
 use crate::config::ConfigError;
 
@@ -22,7 +23,7 @@ pub enum ProviderError {
     Identity(#[from] IdentityError),
     /// A model that lies nowhere on this machine.
     #[error(
-        "`{model}` is not on this machine (looked into {}): fetch it with `hf download {id}`, \
+        "`{model}` is not on this machine (looked into {}): fetch it with `ram-provider models pull {model}`, \
          or name its folder with `--model {model}=FOLDER`",
         cache.as_ref().map_or_else(|| "no cache".to_owned(), |cache| cache.display().to_string())
     )]
@@ -58,6 +59,9 @@ pub enum ProviderError {
         /// Why.
         source: Box<InferError>,
     },
+    /// A model that could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The local server's address is taken or not this machine's.
     #[error("cannot listen on {address}; choose another with --listen")]
     Listen {

@@ -7,6 +7,7 @@
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
 //! | [`hardware`] | what machine this is |
+//! | [`hub`] | models fetched from a Hugging Face-style hub |
 //! | [`cli`], [`signals`] | the binary's command line and its end |
 //!
 //! [`run`] serves a network and [`serve_local`] serves this machine; both take the caller's tokio runtime and a future
@@ -29,6 +30,7 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod hardware;
+pub mod hub;
 pub mod local;
 pub mod signals;
 pub mod worker;
