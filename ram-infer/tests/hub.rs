@@ -145,7 +145,9 @@ fn the_cache_looks_as_the_hubs_own_tools_leave_it() {
         expected.insert(format!("models--org--tiny-4bit/blobs/{etag}"), format!("{} bytes", bytes.len()));
         expected.insert(format!(".locks/models--org--tiny-4bit/{etag}.lock"), "0 bytes".to_owned());
     }
-    assert_eq!(tree(cache.path()), expected);
+    let mut found = tree(cache.path());
+    assert!(found.remove("CACHEDIR.TAG").is_some());
+    assert_eq!(found, expected);
     let main = fs::read_to_string(cache.path().join("models--org--tiny-4bit/refs/main")).unwrap();
     assert_eq!(main, commit, "without a line's end");
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ram_core::id::{NodeName, WalletAddress};
@@ -11,6 +12,11 @@ use tracing::warn;
 use crate::ProviderError;
 use crate::config::{self, CoordinatorUrl, MemorySize, ModelChoice, ProviderConfig, Settings, Slots};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
+
+mod models;
+mod pull;
+
+pub use models::{ListArgs, ModelsCommand, PullArgs, RemoveArgs};
 
 /// Serves models to a RAM Aggregator network, or to this machine alone.
 #[derive(Debug, Parser)]
@@ -31,6 +37,9 @@ pub enum Command {
     Run(RunArgs),
     /// Serve OpenAI's API on this machine, without a network.
     Local(LocalArgs),
+    /// Show, fetch and remove models.
+    #[command(subcommand)]
+    Models(ModelsCommand),
 }
 
 /// `ram-provider run`.
@@ -82,28 +91,29 @@ struct CommonArgs {
 }
 
 impl Cli {
-    /// Does what was asked for, until it is done or `shutdown` comes.
+    /// Does what was asked for, until it is done or `shutdown` comes; answers with the code to exit with.
     ///
     /// # Errors
     /// [`ProviderError`], whose text says what to change.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ProviderError> {
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<ExitCode, ProviderError> {
         match self.command {
             Command::Run(RunArgs { coordinator, name, wallet, common }) => {
                 let given = Settings { coordinator, name, wallet, ..Settings::default() };
-                match common.load(given)? {
-                    Some(config) => crate::run(config, shutdown).await,
-                    None => Ok(()),
+                if let Some(config) = common.load(given)? {
+                    crate::run(config, shutdown).await?;
                 }
             }
             Command::Local(LocalArgs { listen, api_key, common }) => {
-                match common.load(Settings::default())? {
-                    Some(config) => {
-                        crate::serve_local(config, LocalConfig { listen, api_key }, shutdown).await
-                    }
-                    None => Ok(()),
+                if let Some(config) = common.load(Settings::default())? {
+                    crate::serve_local(config, LocalConfig { listen, api_key }, shutdown).await?;
                 }
             }
+            Command::Models(command) => return command.run(shutdown).await,
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 

@@ -59,6 +59,14 @@ pub enum ProviderError {
         /// Why.
         source: Box<InferError>,
     },
+    /// A model that this version cannot serve.
+    #[error("`{model}` cannot be served by this version")]
+    ModelUnknown {
+        /// Its full id.
+        model: ModelId,
+        /// Why.
+        source: Box<InferError>,
+    },
     /// A model that could not be fetched.
     #[error(transparent)]
     Hub(#[from] HubError),

@@ -36,6 +36,7 @@ pub mod signals;
 pub mod worker;
 
 mod error;
+mod inventory;
 mod link;
 mod models;
 mod run;

@@ -77,6 +77,11 @@ pub(crate) fn hub_cache(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<Pa
 /// Those of [`ModelConfig::read`].
 pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferError> {
     let config = ModelConfig::read(dir)?;
+    Ok(needs_of(&config, weight_bytes(dir), workload))
+}
+
+/// What a model of this configuration and of so many bytes of weights needs.
+pub(crate) fn needs_of(config: &ModelConfig, weights: Bytes, workload: Workload) -> Breakdown {
     let context = workload.context.min(config.context).get();
     let slots = u64::from(workload.slots);
     let wide = |width: usize| u64::try_from(width).unwrap_or(u64::MAX);
@@ -98,11 +103,11 @@ pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferEr
             .max(heads.saturating_add(kv_heads.saturating_mul(2)).saturating_mul(head_dim)),
     );
     let values = width.saturating_mul(PREFILL_CHUNK.get()).saturating_add(vocab.saturating_mul(slots));
-    Ok(Breakdown::new(
-        weight_bytes(dir),
+    Breakdown::new(
+        weights,
         Bytes::new(keys_and_values.into_iter().fold(1, u64::saturating_mul)),
         Bytes::new(values.saturating_mul(4)),
-    ))
+    )
 }
 
 /// Bytes of one cached value: f32 on a CPU, 16 bits on a GPU.

@@ -20,6 +20,10 @@ const PREFIX: &str = "models--";
 /// The lock that a program holds while it serves a model; no ETag has a dot in it.
 const IN_USE: &str = "ram.in-use.lock";
 
+const CACHEDIR_TAG: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
+    # This file is a cache directory tag created by ram-infer.\n\
+    # For information about cache directory tags, see https://bford.info/cachedir/\n";
+
 /// A cache's folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
@@ -45,6 +49,17 @@ impl Cache {
         let folder = format!("{PREFIX}{}", model.as_str().replace('/', "--"));
         let locks = self.root.join(".locks").join(&folder);
         Repository { model: model.clone(), dir: self.root.join(folder), locks }
+    }
+
+    /// Tells programs that make backups that what lies there can be fetched again (<https://bford.info/cachedir>).
+    pub(super) fn tag(&self) -> Result<(), HubError> {
+        make_dir(&self.root)?;
+        let path = self.root.join("CACHEDIR.TAG");
+        let written = File::create_new(&path).and_then(|mut file| file.write_all(CACHEDIR_TAG.as_bytes()));
+        match written {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(HubError::disk(path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Every model that something lies there of, by name.

@@ -176,6 +176,7 @@ impl Hub {
     ) -> Result<PathBuf, HubError> {
         let repository = self.cache.repository(&plan.model);
         self.check_room(self.missing(plan))?;
+        self.cache.tag()?;
         Download { hub: self, plan, repository: &repository, cancelled }.run(progress)?;
         for file in &plan.files {
             if !has(&repository.file(&plan.commit, &file.name), file.size) {

@@ -42,6 +42,8 @@ pub(crate) enum Fault {
     IgnoreRange,
     /// The connection ends after so many bytes of the body.
     CutAfter(usize),
+    /// Nothing more comes after so many bytes of the body, and the connection stays open.
+    StallAfter(usize),
     /// The content with its last byte changed.
     Damage,
     /// Nothing, and the connection stays open.
@@ -115,7 +117,7 @@ impl State {
         locked(&self.seen).push(seen.clone());
         // The client may have gone: then it has what it wanted.
         let _ = match fault {
-            Some(Fault::Silence) => stream.try_clone().and_then(|mut it| it.read(&mut [0]).map(drop)),
+            Some(Fault::Silence) => wait_for_end(stream),
             Some(Fault::Status(status, headers)) => send(stream, &seen, status, &headers, b""),
             Some(Fault::Listing(listing)) => send(stream, &seen, 200, &[], listing.to_string().as_bytes()),
             fault => self.answer_well(stream, &seen, fault.as_ref()),
@@ -130,9 +132,9 @@ impl State {
             return send(stream, seen, 200, &[], listing(files).to_string().as_bytes());
         }
         let found = seen.path[1..].split_once("/resolve/").and_then(|(model, rest)| {
-            let (revision, name) = rest.split_once('/')?;
+            let (_, name) = rest.split_once('/')?;
             let files = models.get(model)?;
-            Some((files.get(name)?.clone(), revision.to_owned()))
+            Some((files.get(name)?.clone(), commit(files)))
         });
         drop(models);
         let Some((mut bytes, commit)) = found else {
@@ -161,11 +163,15 @@ impl State {
             _ => (200, &bytes[..]),
         };
         match fault {
-            Some(Fault::CutAfter(length)) => {
+            Some(Fault::CutAfter(length) | Fault::StallAfter(length)) => {
                 let head = head(status, &headers, body.len());
                 let mut stream = stream;
                 stream.write_all(head.as_bytes())?;
-                stream.write_all(&body[..body.len().min(*length)])
+                stream.write_all(&body[..body.len().min(*length)])?;
+                if matches!(fault, Some(Fault::StallAfter(_))) {
+                    wait_for_end(stream)?;
+                }
+                Ok(())
             }
             _ => send(stream, seen, status, &headers, body),
         }
@@ -193,6 +199,11 @@ impl State {
             time,
         })
     }
+}
+
+/// Waits until the client hangs up.
+fn wait_for_end(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.read(&mut [0]).map(drop)
 }
 
 fn send(
