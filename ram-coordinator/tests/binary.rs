@@ -35,7 +35,7 @@ struct Process {
 impl Process {
     async fn start(database: &Path) -> Self {
         let mut child = coordinator(database)
-            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"])
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()

@@ -9,6 +9,7 @@
 mod budget;
 mod event;
 mod jobs;
+mod operator;
 mod registry;
 #[cfg(test)]
 mod sim;
@@ -33,6 +34,7 @@ pub use event::{
     ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Submission,
     TICK,
 };
+pub use operator::Census;
 
 /// Longest time that a provider may take to read a prompt.
 const READING_MAX: Duration = Duration::from_secs(600);
@@ -160,6 +162,12 @@ impl Coordinator {
             Event::Abandon { job } => self.abandon(job, now, effects),
             Event::Tick => self.tick(now, effects),
             Event::Drain => self.drain(effects),
+            Event::Resume => self.resume(),
+            Event::Dismiss => self.dismiss(effects),
+            Event::DrainProvider { provider, draining } => {
+                self.drain_provider(provider, draining);
+                self.serve_waiting(now, effects);
+            }
         }
     }
 
