@@ -189,6 +189,9 @@ impl Share {
     /// Takes more, or nothing when that is not there.
     #[must_use]
     pub(crate) fn grow(&mut self, more: usize) -> bool {
+        if more == 0 {
+            return true;
+        }
         let mut taken = self.of.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let by = taken.by.get(&self.subscriber).copied().unwrap_or(0).saturating_add(more);
         let in_all = taken.in_all.saturating_add(more);
@@ -196,9 +199,7 @@ impl Share {
             return false;
         }
         taken.in_all = in_all;
-        if more > 0 {
-            taken.by.insert(self.subscriber, by);
-        }
+        taken.by.insert(self.subscriber, by);
         self.amount += more;
         true
     }

@@ -185,7 +185,6 @@ impl Signals {
 
 #[cfg(not(unix))]
 impl Signals {
-    #[expect(clippy::unnecessary_wraps, reason = "on Unix it can fail")]
     fn listen() -> std::io::Result<Self> {
         Ok(Self {})
     }

@@ -148,8 +148,8 @@ pub(crate) enum Direction {
 impl Default for Metrics {
     fn default() -> Self {
         let waits = || Family::new_with_constructor(Buckets(&WAITS));
-        let mut metrics = Self {
-            registry: Registry::with_prefix("ram"),
+        let metrics = Self {
+            registry: Registry::default(),
             jobs: Family::default(),
             failures: Family::default(),
             tokens: Family::default(),
@@ -172,15 +172,17 @@ impl Default for Metrics {
             replays: Counter::default(),
             process: Process::default(),
         };
-        metrics.register_jobs();
-        metrics.register_traffic();
-        metrics
+        let mut registry = Registry::default();
+        let ours = registry.sub_registry_with_prefix("ram");
+        metrics.register_jobs(ours);
+        metrics.register_traffic(ours);
+        metrics.process.register(&mut registry);
+        Self { registry, ..metrics }
     }
 }
 
 impl Metrics {
-    fn register_jobs(&mut self) {
-        let registry = &mut self.registry;
+    fn register_jobs(&self, registry: &mut Registry) {
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         registry.register("build", "The software that runs", Info::new(version));
         registry.register("jobs", "Jobs that ended, by model and outcome", self.jobs.clone());
@@ -199,8 +201,7 @@ impl Metrics {
         registry.register_with_unit("store", help, seconds, self.store.clone());
     }
 
-    fn register_traffic(&mut self) {
-        let registry = &mut self.registry;
+    fn register_traffic(&self, registry: &mut Registry) {
         registry.register("http_requests", "Requests that were answered", self.requests.clone());
         let help = "From a request to the head of its answer";
         registry.register_with_unit("http_request", help, Unit::Seconds, self.request_seconds.clone());
@@ -359,11 +360,20 @@ fn wide(number: usize) -> i64 {
 #[derive(Debug, Default)]
 struct Process {
     resident: Gauge,
-    cpu: Gauge<f64, std::sync::atomic::AtomicU64>,
+    cpu: Counter<f64>,
     files: Gauge,
 }
 
 impl Process {
+    /// Under the names that every dashboard knows.
+    fn register(&self, registry: &mut Registry) {
+        let help = "Memory that the process holds";
+        registry.register_with_unit("process_resident_memory", help, Unit::Bytes, self.resident.clone());
+        let help = "Processor time that the process has used";
+        registry.register_with_unit("process_cpu", help, Unit::Seconds, self.cpu.clone());
+        registry.register("process_open_fds", "File handles that are open", self.files.clone());
+    }
+
     #[cfg(target_os = "linux")]
     fn look(&self) {
         /// Bytes of a page of memory, as Linux has it on every machine that this software is built for.
@@ -378,7 +388,7 @@ impl Process {
         // The name in brackets may hold blanks; utime and stime are the 12th and 13th field after it.
         let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
         let ticks = after_name.split(' ').skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok());
-        self.cpu.set(ticks.sum::<f64>() / TICKS);
+        self.cpu.inc_by((ticks.sum::<f64>() / TICKS - self.cpu.get()).max(0.0));
         if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
             self.files.set(wide(files.count()));
         }

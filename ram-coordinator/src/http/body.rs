@@ -17,6 +17,7 @@ use futures::StreamExt;
 use hyper::body::{Frame, SizeHint};
 use ram_core::units::Bytes as ByteCount;
 use ram_proto::openai::{ApiError, BODY_BYTES_MAX};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -120,8 +121,9 @@ impl HttpBody for Unwanted {
 impl Drop for Unwanted {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let Ok(runtime) = Handle::try_current() else { return }; // the process ends
         if let Ok(permit) = Arc::clone(&self.discards).try_acquire_owned() {
-            tokio::spawn(async move {
+            runtime.spawn(async move {
                 // However it ends, the connection is over or free for the next request.
                 let _ = timeout(DISCARD_WITHIN, pour_away(body)).await;
                 drop(permit);
