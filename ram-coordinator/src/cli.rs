@@ -1,4 +1,4 @@
-//! The command line: `serve`, and `keys create | list | revoke`.
+//! The command line: `serve`, and `keys create | list | credit | revoke`.
 //!
 //! Each command answers with text for a person, or with one JSON object under `--json`. `keys` works on the database
 //! itself, while a coordinator runs on it or not.
@@ -76,6 +76,14 @@ pub enum KeysCommand {
     },
     /// Show all keys and what each can spend
     List,
+    /// Give a key more to spend
+    Credit {
+        /// Its id, such as `key_0123456789abcdef`
+        id: KeyId,
+        /// How much, in xRAM
+        #[arg(value_name = "XRAM")]
+        amount: XRam,
+    },
     /// Refuse a key from now on
     Revoke {
         /// Its id, such as `key_0123456789abcdef`
@@ -219,6 +227,11 @@ async fn keys(keys: &Keys, command: KeysCommand) -> Result<Answer, CliError> {
             let rows: Vec<_> = list.iter().map(|(record, spendable)| row(record, *spendable)).collect();
             Ok(Answer { text, json: json!({ "keys": rows }) })
         }
+        KeysCommand::Credit { id, amount } => {
+            let spendable = keys.credit(&id, amount, run::now()).await?;
+            let text = format!("{id} can spend {spendable} xRAM.\n");
+            Ok(Answer { text, json: json!({ "id": id, "spendable": spendable }) })
+        }
         KeysCommand::Revoke { id } => {
             let record = keys.revoke(&id, run::now()).await?;
             Ok(Answer { text: format!("{id} is refused from now on.\n"), json: json!(record) })
@@ -260,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_listed_and_revoked_across_processes() {
+    fn a_key_is_made_listed_credited_and_revoked_across_processes() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("some/where.db");
         let with = |arguments: &[&str]| {
@@ -273,6 +286,8 @@ mod tests {
         assert_eq!(listed["keys"][0]["id"], made["id"]);
         assert_eq!(listed["keys"][0]["spendable"], "12.5");
         assert!(!listed.to_string().contains(made["key"].as_str().unwrap()));
+        let credited = with(&["keys", "credit", made["id"].as_str().unwrap(), "2.5"]);
+        assert_eq!(credited["spendable"], "15");
         let revoked = with(&["keys", "revoke", made["id"].as_str().unwrap()]);
         assert!(revoked["revoked_at"].is_u64());
     }

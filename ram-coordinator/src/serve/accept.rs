@@ -4,8 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
+use axum::Router;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -85,7 +88,13 @@ impl Door {
         }
         let Self { router, limits, metrics, .. } = self;
         let stream = Watched::new(stream, limits.write_stall, metrics);
-        let service = TowerToHyperService::new(router.layer(Extension(place)).layer(Extension(Peer(peer))));
+        // Laid into each request rather than around the router, which would be copied for each connection.
+        let service = TowerToHyperService::new(router);
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(place.clone());
+            request.extensions_mut().insert(Peer(peer));
+            service.call(request)
+        });
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
