@@ -49,7 +49,7 @@ async fn serve(mut provider: FakeProvider) {
             let text = format!("seed {}: one two three four", job.params.sampling.seed);
             let end = job.params.stop.iter().filter_map(|stop| text.find(stop.as_str())).min();
             let text = text[..end.unwrap_or(text.len())].to_owned();
-            let mut run = Run::new(attempt, job);
+            let mut run = Run::new(attempt, *job);
             provider.accept(&run).await;
             for word in text.split_inclusive(' ') {
                 provider.write(&mut run, word).await;

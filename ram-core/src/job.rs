@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Add;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::chat::tools::{PromptJson, Tool};
 use crate::chat::{ChatMessage, PromptText};
 use crate::id::{JobId, ModelId};
 use crate::units::TokenCount;
@@ -19,8 +21,22 @@ pub struct Job {
     pub model: ModelId,
     /// The conversation so far.
     pub messages: Vec<ChatMessage>,
+    /// Functions that the model may call; none where the caller does not want any called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<Tool>,
+    /// Further variables for the chat template, such as `enable_thinking`.
+    #[serde(default, skip_serializing_if = "PromptJson::is_empty")]
+    pub chat_template_kwargs: PromptJson,
     /// How to continue it.
     pub params: GenerationParams,
+}
+
+impl Job {
+    /// A chat without functions to call.
+    #[must_use]
+    pub fn new(id: JobId, model: ModelId, messages: Vec<ChatMessage>, params: GenerationParams) -> Self {
+        Self { id, model, messages, tools: Vec::new(), chat_template_kwargs: PromptJson::default(), params }
+    }
 }
 
 /// How a continuation is made: bounds, stop strings, and the sampler's settings.
@@ -103,6 +119,19 @@ pub struct Usage {
     pub reasoning: TokenCount,
 }
 
+impl Add for Usage {
+    type Output = Self;
+
+    /// What two jobs took together: the choices of one request, each with the prompt that it read.
+    fn add(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt + other.prompt,
+            completion: self.completion + other.completion,
+            reasoning: self.reasoning + other.reasoning,
+        }
+    }
+}
+
 /// Why an answer ended where it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -111,6 +140,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context ran out.
     Length,
+    /// The model called functions and waits for what they give.
+    ToolCalls,
 }
 
 /// One token of an answer with its log-probability, and the likeliest alternatives.
@@ -170,6 +201,9 @@ pub enum Failure {
         /// Tokens that the model's context holds.
         limit: TokenCount,
     },
+    /// The model's chat template has no words for functions to call.
+    #[error("this model cannot be told of functions to call")]
+    ToolsUnsupported,
     /// The model cannot render or continue this conversation.
     #[error("the model cannot take this conversation")]
     InvalidPrompt,
@@ -213,7 +247,10 @@ impl Failure {
     #[must_use]
     pub const fn retry(self) -> Retry {
         match self {
-            Self::ContextLengthExceeded { .. } | Self::InvalidPrompt | Self::Cancelled => Retry::Never,
+            Self::ContextLengthExceeded { .. }
+            | Self::ToolsUnsupported
+            | Self::InvalidPrompt
+            | Self::Cancelled => Retry::Never,
             Self::ModelUnavailable
             | Self::OutOfMemory
             | Self::Overloaded

@@ -205,6 +205,8 @@ impl Tokenizer {
             role: message.role,
             content: broken(&message.content),
             name: message.name.as_ref().map(broken),
+            tool_calls: message.tool_calls.clone(),
+            tool_call_id: message.tool_call_id.clone(),
         };
         Ok(Some((messages.iter().map(guard).collect(), seam)))
     }

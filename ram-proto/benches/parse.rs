@@ -35,7 +35,8 @@ fn parse(criterion: &mut Criterion) {
         model: "ram-demo".parse().expect("a name"),
     };
     criterion.bench_function("make and frame a chunk", |bencher| {
-        bencher.iter(|| sse::chunk(&head.delta(Delta::content(PromptText::from(black_box(" Paris"))), None)));
+        bencher
+            .iter(|| sse::chunk(&head.delta(0, Delta::content(PromptText::from(black_box(" Paris"))), None)));
     });
 
     let chunk = format!(
@@ -46,7 +47,7 @@ fn parse(criterion: &mut Criterion) {
         bencher.iter(|| control::decode::<ToCoordinator>(black_box(&chunk)));
     });
 
-    let frame = sse::chunk(&head.delta(Delta::content(PromptText::from(" Paris")), None));
+    let frame = sse::chunk(&head.delta(0, Delta::content(PromptText::from(" Paris")), None));
     criterion.bench_function("decode an event", |bencher| {
         bencher.iter(|| {
             let mut decoder = sse::Decoder::new();

@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("ignored   {}", parsed.ignored_header().as_deref().unwrap_or("nothing"));
             println!(
                 "params    {}",
-                serde_json::to_string_pretty(&parsed.request.params(TokenCount::new(8192), 0))?
+                serde_json::to_string_pretty(&parsed.request.params(0, TokenCount::new(8192), 0))?
             );
         }
         Err(error) => println!("{} {}", error.status, serde_json::to_string_pretty(&error)?),

@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::id::{Attempt, Epoch, JobId, NodeKey, NodeName, ProviderId, WalletAddress};
 use ram_core::job::{Job, Outcome, TokenLogprob};
 use ram_core::provider::{Load, ModelOffer, ProviderSpec};
@@ -77,8 +78,8 @@ pub enum ToProvider {
     Run {
         /// Which try at the job this is.
         attempt: Attempt,
-        /// The job.
-        job: Job,
+        /// The job. Boxed: other messages are small.
+        job: Box<Job>,
     },
     /// Nobody waits for this any more.
     Cancel {
@@ -193,6 +194,9 @@ pub struct Chunk {
     /// What the model thought (`<think>`).
     #[serde(default, skip_serializing_if = "is_empty")]
     pub reasoning: PromptText,
+    /// Functions that the model called, each whole.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
     /// Log-probabilities of the content's tokens, when they were asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,

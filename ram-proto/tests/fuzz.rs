@@ -3,26 +3,35 @@
 use proptest::prelude::*;
 use serde_json::Value;
 
+use ram_core::chat::{ChatMessage, PromptText, Role};
 use ram_core::units::TokenCount;
 use ram_proto::control::{self, Decoded, Message, ToCoordinator, ToProvider};
 use ram_proto::openai::{
     ApiError, CONTENT_BYTES_MAX, ChatCompletion, ChatCompletionChunk, ChatRequest, ErrorBody,
-    IGNORED_FIELD_BYTES_MAX, IGNORED_FIELDS_MAX, LOGIT_BIAS_MAX, MESSAGES_MAX, STOP_BYTES_MAX, STOPS_MAX,
-    sse,
+    IGNORED_FIELD_BYTES_MAX, IGNORED_FIELDS_MAX, LOGIT_BIAS_MAX, MESSAGES_MAX, N_MAX, STOP_BYTES_MAX,
+    STOPS_MAX, TEMPLATE_KWARGS_MAX, TOOLS_MAX, sse,
 };
 
 const VALID_REQUEST: &str = r#"{"model":"ram-demo","messages":[{"role":"system","content":"be brief"},
-    {"role":"user","content":[{"type":"text","text":"h\u00e9 \ud83d\ude00"}],"name":"Ann"}],"max_tokens":9,
+    {"role":"user","content":[{"type":"text","text":"h\u00e9 \ud83d\ude00"}],"name":"Ann"},
+    {"role":"assistant","content":null,"tool_calls":[{"id":"c1","type":"function",
+    "function":{"name":"add","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"c1","content":"3"}],"max_tokens":9,
     "temperature":0.5,"top_p":0.9,"stop":["a","b"],"seed":-3,"logit_bias":{"5":1.5},"logprobs":true,
-    "top_logprobs":2,"stream":true,"stream_options":{"include_usage":true},"metadata":{"a":"b"},"x":[1,{"y":null}]}"#;
+    "top_logprobs":2,"n":2,"tools":[{"type":"function","function":{"name":"add","description":"x",
+    "parameters":{"type":"object","properties":{"a":{"type":"number"}}}}}],"tool_choice":"auto",
+    "parallel_tool_calls":false,"chat_template_kwargs":{"x":[1]},"reasoning_effort":"low","stream":true,"stream_options":{"include_usage":true},"metadata":{"a":"b"},"x":[1,{"y":null}]}"#;
 
 /// Reads a request and checks what must hold of any outcome.
 fn parse(body: &[u8]) -> Result<(), TestCaseError> {
     match ChatRequest::parse(body) {
         Ok(parsed) => {
             let request = &parsed.request;
-            let params = request.params(TokenCount::new(4096), 1);
+            let params = request.params(0, TokenCount::new(4096), 1);
             let bytes: usize = request.messages.iter().map(|message| message.content.as_str().len()).sum();
+            conversation(&request.messages)?;
+            prop_assert!(request.tools.len() <= TOOLS_MAX && (1..=N_MAX).contains(&request.n.get()));
+            // An effort may add two to what the caller set.
+            prop_assert!(request.chat_template_kwargs.as_object().len() <= TEMPLATE_KWARGS_MAX + 2);
             prop_assert!((1..=MESSAGES_MAX).contains(&request.messages.len()) && bytes <= CONTENT_BYTES_MAX);
             prop_assert!((1..=4096).contains(&params.max_tokens.get()));
             prop_assert!(params.stop.len() <= STOPS_MAX);
@@ -40,6 +49,24 @@ fn parse(body: &[u8]) -> Result<(), TestCaseError> {
         }
         Err(error) => refused(&error)?,
     }
+    Ok(())
+}
+
+/// Every result answers a call of the message before it, and every call has its result.
+fn conversation(messages: &[ChatMessage]) -> Result<(), TestCaseError> {
+    let mut open: Vec<&PromptText> = Vec::new();
+    for message in messages {
+        prop_assert_eq!(message.tool_call_id.is_some(), message.role == Role::Tool);
+        prop_assert!(message.tool_calls.is_empty() || message.role == Role::Assistant);
+        if let Some(id) = &message.tool_call_id {
+            let at = open.iter().position(|open| *open == id);
+            prop_assert!(at.map(|at| open.remove(at)).is_some());
+        } else {
+            prop_assert!(open.is_empty());
+            open.extend(message.tool_calls.iter().map(|call| &call.id));
+        }
+    }
+    prop_assert!(open.is_empty());
     Ok(())
 }
 
@@ -84,8 +111,20 @@ fn json() -> impl Strategy<Value = Value> {
         any::<f64>().prop_map(Value::from),
         prop::sample::select(vec![0.0, -0.0, 1e-300, 1e300, 2.0, 20.0, 4_294_967_296.0])
             .prop_map(Value::from),
-        prop::sample::select(vec!["", "text", "user", "json_object", "auto", "\u{0}", "\r\n", "7", "p_"])
-            .prop_map(Value::from),
+        prop::sample::select(vec![
+            "",
+            "text",
+            "user",
+            "tool",
+            "function",
+            "json_object",
+            "auto",
+            "\u{0}",
+            "\r\n",
+            "7",
+            "p_"
+        ])
+        .prop_map(Value::from),
         ".{0,40}".prop_map(Value::from),
     ];
     leaf.prop_recursive(4, 32, 6, |inner| {
@@ -99,7 +138,7 @@ fn json() -> impl Strategy<Value = Value> {
 }
 
 /// Keys that mean something somewhere.
-const KEYS: [&str; 40] = [
+const KEYS: [&str; 52] = [
     "model",
     "messages",
     "role",
@@ -124,6 +163,18 @@ const KEYS: [&str; 40] = [
     "n",
     "tools",
     "tool_choice",
+    "tool_calls",
+    "tool_call_id",
+    "function",
+    "arguments",
+    "description",
+    "parameters",
+    "strict",
+    "parallel_tool_calls",
+    "chat_template_kwargs",
+    "reasoning_effort",
+    "functions",
+    "id",
     "response_format",
     "metadata",
     "user",
@@ -218,8 +269,13 @@ proptest! {
         body[key] = value.clone();
         parse(body.to_string().as_bytes())?;
         let mut body: Value = serde_json::from_str(VALID_REQUEST).unwrap();
-        body["messages"][1][key] = value.clone();
-        parse(body.to_string().as_bytes())?;
+        for at in ["/messages/1", "/messages/2", "/messages/2/tool_calls/0", "/messages/2/tool_calls/0/function",
+            "/messages/3", "/tools/0", "/tools/0/function", "/chat_template_kwargs"]
+        {
+            let mut body = body.clone();
+            body.pointer_mut(at).unwrap()[key] = value.clone();
+            parse(body.to_string().as_bytes())?;
+        }
         body["messages"][0] = value;
         parse(body.to_string().as_bytes())?;
     }

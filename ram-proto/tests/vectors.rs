@@ -1,6 +1,7 @@
 //! The golden vectors in `vectors/`, read as any other language would read them.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU8;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use ram_core::chat::ChatMessage;
+use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::job::{Failure, GenerationParams};
 use ram_core::units::TokenCount;
 use ram_proto::control::{self, ControlError, Decoded, Message, ToCoordinator, ToProvider};
 use ram_proto::openai::{
     ApiError, BODY_BYTES_MAX, ChatCompletion, ChatCompletionChunk, ChatRequest, Delivery, ErrorBody,
-    ModelCard, ModelList, sse,
+    ModelCard, ModelList, ToolChoice, sse,
 };
 use ram_proto::rest::{Health, NetworkStats, ProviderList, ProviderView, Ready};
 
@@ -67,7 +69,33 @@ struct Accepted {
     #[serde(default)]
     preferred_provider: Option<ProviderId>,
     #[serde(default)]
+    tools: Vec<Tool>,
+    #[serde(default)]
+    tool_choice: Choosing,
+    #[serde(default = "yes")]
+    parallel_tool_calls: bool,
+    #[serde(default)]
+    chat_template_kwargs: PromptJson,
+    #[serde(default = "one")]
+    n: NonZeroU8,
+    #[serde(default)]
     ignored_fields: Vec<String>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn one() -> NonZeroU8 {
+    NonZeroU8::MIN
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Choosing {
+    #[default]
+    Auto,
+    None,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -118,11 +146,22 @@ fn each_request_is_taken_or_refused_as_its_vector_says() {
             (Some(expected), None) => {
                 let parsed = taken.unwrap_or_else(|error| panic!("{name}: {error}"));
                 let request = parsed.request;
-                assert_eq!(request.params(TokenCount::MAX, 0), expected.params, "{name}");
+                assert_eq!(request.params(0, TokenCount::MAX, 0), expected.params, "{name}");
                 assert_eq!(request.model, expected.model, "{name}");
                 assert_eq!(request.messages, expected.messages, "{name}");
                 assert_eq!(request.delivery, expected.delivery.into(), "{name}");
                 assert_eq!(request.preferred_provider, expected.preferred_provider, "{name}");
+                let choice = match expected.tool_choice {
+                    Choosing::Auto => ToolChoice::Auto,
+                    Choosing::None => ToolChoice::None,
+                };
+                assert_eq!(request.tool_choice, choice, "{name}");
+                // As text, for the order of the fields counts.
+                let text = |tools| serde_json::to_string(tools).expect(name);
+                assert_eq!(text(&request.tools), text(&expected.tools), "{name}");
+                assert_eq!(request.parallel_tool_calls, expected.parallel_tool_calls, "{name}");
+                assert_eq!(request.chat_template_kwargs, expected.chat_template_kwargs, "{name}");
+                assert_eq!(request.n, expected.n, "{name}");
                 assert_eq!(parsed.ignored_fields, expected.ignored_fields, "{name}");
             }
             (None, Some(expected)) => {
@@ -251,7 +290,8 @@ fn each_error_has_its_status_headers_and_body() {
     };
     let mut made = BTreeMap::from([
         ("invalid value", of_request(r#""temperature":"hot""#)),
-        ("unsupported field", of_request(r#""tools":[{}]"#)),
+        ("unsupported field", of_request(r#""functions":[{}]"#)),
+        ("a model without functions", Failure::ToolsUnsupported.into()),
         ("context length exceeded", Failure::ContextLengthExceeded { prompt, limit }.into()),
         ("missing key", ApiError::missing_key()),
         ("invalid key", ApiError::invalid_key()),

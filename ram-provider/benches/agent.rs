@@ -44,7 +44,8 @@ fn busy(now: Timestamp) -> (Agent, Vec<Ticket>) {
     let provider = "p_00000000000000000000000000000000".parse().expect("an id");
     let registered =
         ToProvider::Registered { provider, epoch: Epoch::new(1), heartbeat_ms: 10_000, capabilities };
-    let runs = (0..RUNS).map(|number| ToProvider::Run { attempt: Attempt::FIRST, job: job(number.into()) });
+    let runs = (0..RUNS)
+        .map(|number| ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job(number.into())) });
     agent.handle(Event::Wake, now, &mut effects);
     agent.handle(Event::LinkUp, now, &mut effects);
     for message in [challenge, registered].into_iter().chain(runs) {
@@ -58,16 +59,14 @@ fn busy(now: Timestamp) -> (Agent, Vec<Ticket>) {
 }
 
 fn job(number: u128) -> Job {
-    Job {
-        id: JobId::from_bits(number),
-        model: MODEL.parse().expect("an id"),
-        messages: vec![ChatMessage::new(Role::User, "hello")],
-        params: GenerationParams {
-            max_tokens: TokenCount::new(64),
-            stop: Vec::new(),
-            sampling: Sampling::default(),
-        },
-    }
+    let params =
+        GenerationParams { max_tokens: TokenCount::new(64), stop: Vec::new(), sampling: Sampling::default() };
+    Job::new(
+        JobId::from_bits(number),
+        MODEL.parse().expect("an id"),
+        vec![ChatMessage::new(Role::User, "hello")],
+        params,
+    )
 }
 
 fn token(criterion: &mut Criterion) {

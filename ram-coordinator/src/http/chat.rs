@@ -6,6 +6,7 @@
 //!
 //! Whoever leaves, leaves by dropping: the connection's future owns the [`Replies`], whose end the core hears of.
 
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use axum::Json;
@@ -52,6 +53,9 @@ pub(super) async fn complete(
     drop(body);
     let ignored = parsed.ignored_header();
     let ParsedChat { request, .. } = parsed;
+    if request.n > NonZeroU8::MIN {
+        return Err(ApiError::unsupported("n", "`n` is not supported here yet: one answer a request").into());
+    }
     let delivery = request.delivery;
     let head = CompletionHead { id: CompletionId(job), created: run::now(), model: request.model.clone() };
     let logprobs = request.sampling.top_logprobs.is_some();
@@ -62,11 +66,11 @@ pub(super) async fn complete(
     let replies = gateway.handle.submit(submission(request, payer, job)?).await?;
     let told = match delivery {
         Delivery::Whole => {
-            let answer = WholeAnswer::new(head, Asked { logprobs, usage: true });
+            let answer = WholeAnswer::new(head, Asked { logprobs, usage: true }, NonZeroU8::MIN);
             whole(answer, replies).await.map(|completion| Json(completion).into_response())
         }
         Delivery::Stream { include_usage } => {
-            let answer = StreamedAnswer::new(head, Asked { logprobs, usage: include_usage });
+            let answer = StreamedAnswer::new(head, Asked { logprobs, usage: include_usage }, NonZeroU8::MIN);
             stream(answer, replies).await
         }
     };
@@ -80,9 +84,18 @@ pub(super) async fn complete(
 fn submission(request: ChatRequest, payer: Payer, job: JobId) -> Result<Submission, Gone> {
     // The core refuses a model that the catalogue does not know, so what its context holds does not matter here.
     let context = catalog::resolve(request.model.as_str()).map_or(TokenCount::MAX, |spec| spec.context());
-    let params = request.params(context, run::random_seed()?);
-    let ChatRequest { model, messages, preferred_provider, .. } = request;
-    Ok(Submission { job, payer, model, messages, params, preferred: preferred_provider })
+    let params = request.params(0, context, run::random_seed()?);
+    let ChatRequest { model, messages, preferred_provider, tools, chat_template_kwargs, .. } = request;
+    Ok(Submission {
+        job,
+        payer,
+        model,
+        messages,
+        tools,
+        chat_template_kwargs,
+        params,
+        preferred: preferred_provider,
+    })
 }
 
 /// What an answer carries beside OpenAI's own fields.
@@ -102,11 +115,12 @@ async fn whole(mut answer: WholeAnswer, mut replies: Replies) -> Result<ChatComp
     loop {
         match replies.next().await {
             Some(Reply::Started { provider, name, .. }) => served_by = Some(ServedBy { id: provider, name }),
-            Some(Reply::Delta { content, reasoning, logprobs }) => {
-                answer.push(AnswerPiece { content, reasoning, logprobs });
+            Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
+                answer.push(0, AnswerPiece { content, reasoning, tool_calls, logprobs });
             }
             Some(Reply::Done { finish, usage, receipt }) => {
-                return Ok(answer.finish(finish, usage, xram(replies.job(), served_by, receipt)));
+                answer.finish_choice(0, finish);
+                return Ok(answer.finish(usage, xram(replies.job(), served_by, receipt)));
             }
             Some(Reply::Failed { error, receipt }) => return Err(of_job(error, receipt)),
             None => return Err(ApiError::internal()),
@@ -173,15 +187,16 @@ impl Streaming {
         let Some(mut answer) = self.answer.take() else { return String::new() };
         match reply {
             Reply::Done { finish, usage, receipt } => {
-                answer.finish(finish, usage, xram(self.replies.job(), self.served_by.take(), receipt))
+                let end = answer.finish_choice(0, finish);
+                end + &answer.finish(usage, xram(self.replies.job(), self.served_by.take(), receipt))
             }
             Reply::Failed { error, receipt } => answer.fail(&of_job(error, receipt)),
             Reply::Started { .. } => {
                 self.answer = Some(answer);
                 String::new()
             }
-            Reply::Delta { content, reasoning, logprobs } => {
-                let frames = answer.push(AnswerPiece { content, reasoning, logprobs });
+            Reply::Delta { content, reasoning, tool_calls, logprobs } => {
+                let frames = answer.push(0, AnswerPiece { content, reasoning, tool_calls, logprobs });
                 self.answer = Some(answer);
                 frames
             }
@@ -209,11 +224,11 @@ mod tests {
     }
 
     fn streamed(usage: bool) -> StreamedAnswer {
-        StreamedAnswer::new(head(), Asked { logprobs: false, usage })
+        StreamedAnswer::new(head(), Asked { logprobs: false, usage }, NonZeroU8::MIN)
     }
 
     fn gathered() -> WholeAnswer {
-        WholeAnswer::new(head(), Asked::default())
+        WholeAnswer::new(head(), Asked::default(), NonZeroU8::MIN)
     }
 
     fn started() -> Reply {
@@ -222,7 +237,12 @@ mod tests {
     }
 
     fn delta(text: &str) -> Reply {
-        Reply::Delta { content: text.into(), reasoning: PromptText::default(), logprobs: Vec::new() }
+        Reply::Delta {
+            content: text.into(),
+            reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        }
     }
 
     fn receipt(charge: u128) -> Receipt {
@@ -334,7 +354,12 @@ mod tests {
     #[tokio::test]
     async fn a_whole_answer_is_all_its_pieces() {
         let (sender, _left, replies) = Replies::scripted(JobId::from_bits(1));
-        let thought = Reply::Delta { content: "".into(), reasoning: "hm".into(), logprobs: Vec::new() };
+        let thought = Reply::Delta {
+            content: "".into(),
+            reasoning: "hm".into(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        };
         for reply in [started(), started(), thought, delta("Par"), delta("is"), done()] {
             sender.try_send(reply).unwrap();
         }

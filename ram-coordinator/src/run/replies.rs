@@ -58,7 +58,7 @@ impl ReplySender {
 
 /// About how much memory a reply takes beyond its own size.
 fn size(reply: &Reply) -> usize {
-    let Reply::Delta { content, reasoning, logprobs } = reply else { return 0 };
+    let Reply::Delta { content, reasoning, logprobs, .. } = reply else { return 0 };
     let own =
         |token: &TokenLogprob| size_of::<TokenLogprob>() + token.token.as_str().len() + token.bytes.len();
     let tokens: usize =
@@ -110,7 +110,12 @@ mod tests {
 
     fn delta(bytes: usize) -> Reply {
         let content = "x".repeat(bytes).into();
-        Reply::Delta { content, reasoning: PromptText::default(), logprobs: Vec::new() }
+        Reply::Delta {
+            content,
+            reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        }
     }
 
     fn ends() -> (ReplySender, Replies) {

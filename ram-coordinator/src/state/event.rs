@@ -1,6 +1,7 @@
 //! What happens to the coordinator, and what it wants done: the whole surface between the core and its shells.
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::{PromptJson, Tool, ToolCall};
 use ram_core::id::{Attempt, JobId, ModelId, NodeName, ProviderId};
 use ram_core::job::{Failure, FinishReason, GenerationParams, TokenLogprob, Usage};
 use ram_core::units::{TokenCount, XRam};
@@ -95,6 +96,10 @@ pub struct Submission {
     pub model: ModelId,
     /// The conversation.
     pub messages: Vec<ChatMessage>,
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Further variables for the chat template.
+    pub chat_template_kwargs: PromptJson,
     /// How to continue it; `max_tokens` is already defaulted.
     pub params: GenerationParams,
     /// The provider that the user would rather have.
@@ -198,6 +203,8 @@ pub enum Reply {
         content: PromptText,
         /// What the model thought.
         reasoning: PromptText,
+        /// Functions that the model called, each whole.
+        tool_calls: Vec<ToolCall>,
         /// Log-probabilities of the content's tokens, when they were asked for.
         logprobs: Vec<TokenLogprob>,
     },

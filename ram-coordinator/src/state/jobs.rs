@@ -236,7 +236,8 @@ impl JobRecord {
         price_per_1k: XRam,
         now: Timestamp,
     ) -> Self {
-        let Submission { job: id, payer, messages, params, preferred, model: _ } = submission;
+        let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
+            submission;
         let prompt_bound = messages
             .iter()
             .map(|message| {
@@ -246,7 +247,7 @@ impl JobRecord {
             })
             .sum();
         Self {
-            job: Job { id, model: spec.model_id(), messages, params },
+            job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },
             spec,
             admitted_at: now,
             payer,

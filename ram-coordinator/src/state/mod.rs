@@ -284,9 +284,10 @@ impl Coordinator {
         let (spec, model) = (record.spec, record.job.model.clone());
         let Some(run) = record.run_of(provider, attempt) else { return }; // a ghost's word
         let Some(node) = self.registry.node(provider) else { return };
-        if run.prompt.replace(prompt).is_some() {
-            return;
+        if run.prompt.is_some() {
+            return; // the user was told a count, and that is the one that counts
         }
+        run.prompt = Some(prompt);
         // The prompt is counted and has yet to be read: a long one takes its time, on a slow machine twice that.
         let speed = node.offer(&model).and_then(|offer| offer.speed).unwrap_or_else(|| spec.expected_speed());
         let reading = speed.prefill.time_for(prompt).saturating_mul(2).min(READING_MAX);
@@ -307,15 +308,17 @@ impl Coordinator {
             self.strike(provider);
             return self.attempt_failed(job, Failure::Internal, None, now, effects);
         }
-        let Chunk { tokens, content, reasoning, logprobs, .. } = chunk;
-        let says_nothing =
-            content.as_str().is_empty() && reasoning.as_str().is_empty() && logprobs.is_empty();
+        let Chunk { tokens, content, reasoning, tool_calls, logprobs, .. } = chunk;
+        let says_nothing = content.as_str().is_empty()
+            && reasoning.as_str().is_empty()
+            && tool_calls.is_empty()
+            && logprobs.is_empty();
         if tokens == TokenCount::ZERO && says_nothing {
             return; // and earns no further patience
         }
         run.deadline = now.after(self.config.limits.between_tokens);
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
-        effects.push(reply(job, Reply::Delta { content, reasoning, logprobs }));
+        effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
     }
 
     fn finished(
@@ -507,7 +510,7 @@ impl Coordinator {
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
-        effects.push(send(node.conn, ToProvider::Run { attempt, job: record.job.clone() }));
+        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()) }));
         let model = record.job.model.clone();
         self.jobs.unqueue(&model, job);
     }

@@ -387,6 +387,7 @@ impl Night {
             tokens,
             content: PromptText::from("word "),
             reasoning: PromptText::default(),
+            tool_calls: Vec::new(),
             logprobs: Vec::new(),
         }));
         run.seq += 1;
@@ -415,6 +416,8 @@ fn submission(job: JobId, payer: Payer) -> Submission {
         payer,
         model: MODEL.parse().unwrap(),
         messages: vec![ChatMessage::new(Role::User, "hello")],
+        tools: Vec::new(),
+        chat_template_kwargs: Default::default(),
         params: GenerationParams {
             max_tokens: TokenCount::new(8),
             stop: Vec::new(),
@@ -513,6 +516,7 @@ fn a_job_is_held_run_paid_and_answered() {
         tokens: TokenCount::new(2),
         content: PromptText::from("Hi!"),
         reasoning: PromptText::default(),
+        tool_calls: Vec::new(),
         logprobs: Vec::new(),
     };
     let delta = handle(&mut night, say(ToCoordinator::Chunk(chunk.clone())));
@@ -616,6 +620,20 @@ fn an_answer_to_a_prompt_that_nobody_counted_is_not_paid() {
     let outcome = Outcome::Done { finish: FinishReason::Stop, usage };
     let effects = day.say(conn, ToCoordinator::Finished { job, attempt: Attempt::FIRST, outcome });
     assert!(effects.contains(&Effect::Void { job }), "{effects:?}");
+}
+
+#[test]
+fn a_prompt_is_counted_once_and_paid_as_it_was_told() {
+    let (mut day, job) = (Day::new(1), JobId::from_bits(1));
+    let conn = day.submit(job).unwrap();
+    let attempt = Attempt::FIRST;
+    let accepted = |prompt| ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(prompt) };
+    day.say(conn, accepted(3));
+    assert_eq!(day.say(conn, accepted(16)), []);
+    let usage = Usage { prompt: TokenCount::new(16), ..Usage::default() };
+    let outcome = Outcome::Done { finish: FinishReason::Stop, usage };
+    let effects = day.say(conn, ToCoordinator::Finished { job, attempt, outcome });
+    assert!(matches!(effects, [Effect::Settle(order)] if order.usage.prompt == TokenCount::new(3)));
 }
 
 #[test]

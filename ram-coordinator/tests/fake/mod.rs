@@ -145,7 +145,7 @@ impl FakeProvider {
     /// The next job, which must be what comes next.
     pub async fn run(&mut self) -> Run {
         match self.hear().await {
-            Some(ToProvider::Run { attempt, job }) => Run::new(attempt, job),
+            Some(ToProvider::Run { attempt, job }) => Run::new(attempt, *job),
             other => panic!("no job came but {other:?}"),
         }
     }
@@ -178,6 +178,7 @@ impl FakeProvider {
             tokens: TokenCount::new(tokens),
             content: text.into(),
             reasoning: "".into(),
+            tool_calls: Vec::new(),
             logprobs: Vec::new(),
         };
         run.seq += 1;
@@ -201,7 +202,7 @@ impl FakeProvider {
     pub async fn serve(mut self, words: &[&str]) {
         while let Some(message) = self.hear().await {
             if let ToProvider::Run { attempt, job } = message {
-                self.tell(Run::new(attempt, job), words).await;
+                self.tell(Run::new(attempt, *job), words).await;
             }
         }
     }

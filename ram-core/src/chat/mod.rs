@@ -2,10 +2,13 @@
 
 pub mod reasoning;
 pub mod template;
+pub mod tools;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use tools::ToolCall;
 
 /// Words of a user or a model. `Debug` shows their length only, so that no log ever holds them.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -60,6 +63,8 @@ pub enum Role {
     User,
     /// Answers.
     Assistant,
+    /// Tells what a call of a function gave.
+    Tool,
 }
 
 /// One turn of a conversation.
@@ -72,13 +77,19 @@ pub struct ChatMessage {
     /// The speaker's name, where there are several of one role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<PromptText>,
+    /// Functions that the assistant called in this turn.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result this is, in a turn of [`Role::Tool`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<PromptText>,
 }
 
 impl ChatMessage {
     /// A turn without a name.
     #[must_use]
     pub fn new(role: Role, content: impl Into<PromptText>) -> Self {
-        Self { role, content: content.into(), name: None }
+        Self { role, content: content.into(), name: None, tool_calls: Vec::new(), tool_call_id: None }
     }
 }
 

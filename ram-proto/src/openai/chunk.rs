@@ -1,8 +1,8 @@
 //! `chat.completion.chunk`: an answer as it is written.
 //!
-//! A stream is [`CompletionHead::opening`], then any number of [`CompletionHead::delta`], then
-//! [`CompletionHead::finish`], then [`CompletionHead::usage`] when the caller asked for it; see [`super::sse`] for the
-//! frames around them.
+//! Each answer of a stream is [`CompletionHead::opening`], then any number of [`CompletionHead::delta`], then
+//! [`CompletionHead::finish`]; behind all answers comes [`CompletionHead::usage`] when the caller asked for it. See
+//! [`super::stream`](super::StreamedAnswer) for who keeps that order, and [`super::sse`] for the frames around them.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,8 @@ use ram_core::job::{FinishReason, Usage};
 use ram_core::units::Timestamp;
 
 use super::response::{
-    AssistantRole, ChoiceLogprobs, CompletionHead, CompletionId, CompletionUsage, XramFields, unix_seconds,
+    AssistantRole, CalledFunction, ChoiceLogprobs, CompletionHead, CompletionId, CompletionUsage,
+    MessageToolCall, ToolCallKind, XramFields, unix_seconds,
 };
 
 /// One piece of a streamed answer.
@@ -73,42 +74,73 @@ pub struct Delta {
     /// More of the reasoning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<PromptText>,
+    /// Calls of functions, each whole in one chunk.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCallDelta>,
+}
+
+/// A call of a function. OpenAI streams the arguments in parts; here a call is told once it is known to be one, so each
+/// chunk has all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCallDelta {
+    /// Which call of its answer, from 0.
+    pub index: u32,
+    /// By which the message with its result names it.
+    pub id: PromptText,
+    /// Always `function`.
+    #[serde(rename = "type")]
+    pub kind: ToolCallKind,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+impl ToolCallDelta {
+    /// Call number `index` of its answer.
+    #[must_use]
+    pub fn new(index: u32, call: impl Into<MessageToolCall>) -> Self {
+        let MessageToolCall { id, kind, function } = call.into();
+        Self { index, id, kind, function }
+    }
 }
 
 impl Delta {
     /// More of the answer.
     #[must_use]
-    pub const fn content(text: PromptText) -> Self {
-        Self { role: None, content: Some(text), reasoning_content: None }
+    pub fn content(text: PromptText) -> Self {
+        Self { content: Some(text), ..Self::default() }
     }
 
     /// More of the reasoning.
     #[must_use]
-    pub const fn reasoning(text: PromptText) -> Self {
-        Self { role: None, content: None, reasoning_content: Some(text) }
+    pub fn reasoning(text: PromptText) -> Self {
+        Self { reasoning_content: Some(text), ..Self::default() }
     }
 }
 
 impl CompletionHead {
-    /// The first chunk: who speaks, and nothing said yet.
+    /// The first chunk of answer number `choice`: who speaks, and nothing said yet.
     #[must_use]
-    pub fn opening(&self) -> ChatCompletionChunk {
+    pub fn opening(&self, choice: u32) -> ChatCompletionChunk {
         let role = Some(AssistantRole::Assistant);
-        self.delta(Delta { role, content: Some(PromptText::default()), reasoning_content: None }, None)
+        self.delta(choice, Delta { role, ..Delta::content(PromptText::default()) }, None)
     }
 
-    /// A chunk with more text.
+    /// A chunk with more of answer number `choice`.
     #[must_use]
-    pub fn delta(&self, delta: Delta, logprobs: Option<ChoiceLogprobs>) -> ChatCompletionChunk {
-        self.chunk(vec![ChunkChoice { index: 0, delta, logprobs, finish_reason: None }])
+    pub fn delta(&self, choice: u32, delta: Delta, logprobs: Option<ChoiceLogprobs>) -> ChatCompletionChunk {
+        self.chunk(vec![ChunkChoice { index: choice, delta, logprobs, finish_reason: None }])
     }
 
-    /// The last chunk of the text.
+    /// The last chunk of answer number `choice`.
     #[must_use]
-    pub fn finish(&self, reason: FinishReason, xram: XramFields) -> ChatCompletionChunk {
-        let choice =
-            ChunkChoice { index: 0, delta: Delta::default(), logprobs: None, finish_reason: Some(reason) };
-        ChatCompletionChunk { xram, ..self.chunk(vec![choice]) }
+    pub fn finish(&self, choice: u32, reason: FinishReason, xram: XramFields) -> ChatCompletionChunk {
+        let end = ChunkChoice {
+            index: choice,
+            delta: Delta::default(),
+            logprobs: None,
+            finish_reason: Some(reason),
+        };
+        ChatCompletionChunk { xram, ..self.chunk(vec![end]) }
     }
 
     /// The chunk after the last, for callers who asked for the usage.
@@ -133,6 +165,7 @@ impl CompletionHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ram_core::chat::tools::ToolCall;
     use ram_core::id::JobId;
     use ram_core::units::TokenCount;
 
@@ -164,16 +197,25 @@ mod tests {
             reasoning: TokenCount::new(3),
         };
         check(
-            &head().opening(),
+            &head().opening(0),
             r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}"#,
         );
         check(
-            &head().delta(Delta::content("Paris".into()), None),
+            &head().delta(0, Delta::content("Paris".into()), None),
             r#"{"index":0,"delta":{"content":"Paris"},"logprobs":null,"finish_reason":null}]}"#,
         );
+        let call = ToolCall { id: "call_1".into(), name: "add".into(), arguments: r#"{"a":1}"#.into() };
+        let tool_calls = vec![ToolCallDelta::new(0, call)];
         check(
-            &head().finish(FinishReason::Stop, XramFields::default()),
-            r#"{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop"}]}"#,
+            &head().delta(0, Delta { tool_calls, ..Delta::default() }, None),
+            concat!(
+                r#"{"index":0,"delta":{"tool_calls":[{"index":0,"id":"call_1","type":"function","#,
+                r#""function":{"name":"add","arguments":"{\"a\":1}"}}]},"logprobs":null,"finish_reason":null}]}"#
+            ),
+        );
+        check(
+            &head().finish(1, FinishReason::Stop, XramFields::default()),
+            r#"{"index":1,"delta":{},"logprobs":null,"finish_reason":"stop"}]}"#,
         );
         check(
             &head().usage(usage, XramFields::default()),

@@ -263,6 +263,7 @@ impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::ContextLengthExceeded { prompt, limit } => Self::context_length_exceeded(prompt, limit),
+            Failure::ToolsUnsupported => Self::unsupported("tools", failure.to_string()),
             Failure::InvalidPrompt => Self {
                 code: Some("invalid_prompt"),
                 ..Self::invalid_request("messages", failure.to_string())
@@ -329,6 +330,7 @@ mod tests {
         let (prompt, limit) = (TokenCount::new(9000), TokenCount::new(8192));
         check(Failure::ContextLengthExceeded { prompt, limit }, 400);
         check(Failure::InvalidPrompt, 400);
+        check(Failure::ToolsUnsupported, 400);
         check(Failure::Cancelled, 499);
         check(Failure::Internal, 500);
         for busy in [Failure::ModelUnavailable, Failure::OutOfMemory, Failure::Overloaded, Failure::Draining]

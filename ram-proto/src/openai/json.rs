@@ -166,6 +166,34 @@ pub(super) fn take<'a>(fields: &mut Map<String, Value>, at: &'a At<'a>, key: &'a
     Some(Found { at: At::Field(at, key), value })
 }
 
+/// Bytes of a value, written as JSON without white space.
+pub(super) fn size(value: &impl serde::Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    serde_json::to_writer(&mut count, value).expect("counting never fails, and the keys are strings");
+    count.0
+}
+
+/// Whether a value nests deeper than `levels`: a number is 0 levels deep, a list of numbers 1.
+pub(super) fn deeper_than(value: &Value, levels: usize) -> bool {
+    let Some(inside) = levels.checked_sub(1) else { return value.is_array() || value.is_object() };
+    match value {
+        Value::Array(items) => items.iter().any(|item| deeper_than(item, inside)),
+        Value::Object(fields) => fields.values().any(|field| deeper_than(field, inside)),
+        _ => false,
+    }
+}
+
 /// A key as a path may show it: keys are a stranger's text, so only plain short ones are repeated.
 pub(super) fn shown(key: &str) -> &str {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-$@".contains(&byte);
@@ -369,6 +397,21 @@ mod tests {
         let flat = |values: usize| format!("[{}0]", "0,".repeat(values - 2));
         assert!(parse(flat(VALUES_MAX).as_bytes()).is_ok());
         assert!(refusal(&flat(VALUES_MAX + 1)).0.contains("more than"));
+    }
+
+    #[test]
+    fn a_value_is_measured_as_it_would_be_written() {
+        let check = |text: &str, levels: usize| {
+            let value = parse(text.as_bytes()).unwrap();
+            assert_eq!(size(&value), text.len());
+            assert!(
+                !deeper_than(&value, levels) && (levels == 0 || deeper_than(&value, levels - 1)),
+                "{text}"
+            );
+        };
+        check("7", 0);
+        check("[]", 1);
+        check(r#"{"a":[1,{"é\n":null}],"b":""}"#, 3);
     }
 
     #[test]

@@ -13,19 +13,24 @@ mod request;
 mod response;
 pub mod sse;
 mod stream;
+mod tools;
 
-pub use chunk::{ChatCompletionChunk, ChunkChoice, ChunkObject, Delta};
+pub use chunk::{ChatCompletionChunk, ChunkChoice, ChunkObject, Delta, ToolCallDelta};
 pub use error::{ApiError, ErrorBody, ErrorDetail, ErrorType, RETRY_AFTER_MAX};
 pub use json::{DEPTH_MAX, VALUES_MAX};
-pub use message::{CONTENT_BYTES_MAX, MESSAGES_MAX, NAME_CHARS_MAX};
+pub use message::{CALL_ID_BYTES_MAX, CALLS_MAX, CONTENT_BYTES_MAX, MESSAGES_MAX, NAME_CHARS_MAX};
 pub use models::{ListObject, ModelCard, ModelList, ModelObject};
 pub use request::{
     BODY_BYTES_MAX, ChatRequest, DEFAULT_MAX_TOKENS, Delivery, IGNORED_FIELD_BYTES_MAX, IGNORED_FIELDS_MAX,
-    LOGIT_BIAS_MAX, ParsedChat, STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX,
+    LOGIT_BIAS_MAX, N_MAX, ParsedChat, STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX,
 };
 pub use response::{
-    AssistantMessage, AssistantRole, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead, CompletionId,
-    CompletionIdError, CompletionObject, CompletionTokensDetails, CompletionUsage, LogprobEntry, ServedBy,
-    TopLogprob, XramFields,
+    AssistantMessage, AssistantRole, CalledFunction, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead,
+    CompletionId, CompletionIdError, CompletionObject, CompletionTokensDetails, CompletionUsage,
+    LogprobEntry, MessageToolCall, ServedBy, ToolCallKind, TopLogprob, XramFields,
 };
 pub use stream::{AnswerPiece, Asked, StreamedAnswer, WholeAnswer};
+pub use tools::{
+    SCHEMA_DEPTH_MAX, TEMPLATE_KWARG_NAME_BYTES_MAX, TEMPLATE_KWARGS_BYTES_MAX, TEMPLATE_KWARGS_MAX,
+    TOOLS_BYTES_MAX, TOOLS_MAX, ToolChoice,
+};

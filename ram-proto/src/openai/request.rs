@@ -3,11 +3,31 @@
 //! Start at [`ChatRequest::parse`]. Each field of the body ends in one of three ways: it is honoured, it is refused
 //! with an error that names it, or nobody here has heard of it; then it is let through and listed in
 //! [`ParsedChat::ignored_fields`]. A null equals an absent field. No message repeats what a field held.
+//!
+//! | field | what is done |
+//! |---|---|
+//! | `model`, `messages`, `stop`, `seed`, `logit_bias`, `logprobs`, `top_logprobs`, `stream` | honoured |
+//! | `temperature`, `top_p`, `frequency_penalty`, `presence_penalty` | honoured; `top_p: 0` picks the likeliest token |
+//! | `top_k`, `min_p`, `repetition_penalty`, `preferred_provider` | honoured; not OpenAI's |
+//! | `max_tokens`, `max_completion_tokens` | honoured; both together must agree |
+//! | `n` | 1 to [`N_MAX`] answers |
+//! | `stream_options` | `include_usage` honoured; `include_obfuscation: true` refused |
+//! | `tools`, `parallel_tool_calls` | honoured; `custom` tools and `strict: true` refused |
+//! | `tool_choice` | `auto` and `none` honoured; `required` and a named function refused |
+//! | `functions`, `function_call` | refused unless they ask for nothing; successors: `tools`, `tool_choice` |
+//! | `chat_template_kwargs` | variables of the model's chat template; not OpenAI's |
+//! | `reasoning_effort` | a hint to the model's chat template: see [`ChatRequest::chat_template_kwargs`] |
+//! | `response_format` | `text` honoured; `json_object` and `json_schema` refused |
+//! | `verbosity`, `service_tier`, `modalities`, `store`, `prompt_cache_retention` | what is so anyway is accepted: `medium`; `auto` and `default`; `["text"]`; false; `in_memory`. Else refused |
+//! | `metadata`, `user`, `safety_identifier`, `prompt_cache_key` | checked and accepted; they ask for nothing |
+//! | `audio`, `prediction`, `web_search_options`, `moderation`, `prompt_cache_options` | refused |
 
 use std::fmt;
+use std::num::NonZeroU8;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::job::{GenerationParams, Sampling};
@@ -16,11 +36,14 @@ use ram_core::units::{Bytes, TokenCount};
 use super::error::ApiError;
 use super::json::{self, At, Found, shown};
 use super::message;
+use super::tools::{self, ToolChoice};
 
 /// Longest body: the longest conversation ([`super::CONTENT_BYTES_MAX`]) with every byte escaped as two.
 pub const BODY_BYTES_MAX: Bytes = Bytes::from_mib(8);
 /// Tokens of an answer when the request names none: long for a chat, small enough to hold money for.
 pub const DEFAULT_MAX_TOKENS: TokenCount = TokenCount::new(2048);
+/// Most answers to one request: each is a job of its own.
+pub const N_MAX: u8 = 8;
 /// Most stop strings. OpenAI takes 4; agent frameworks send more, and each is one scan of a token's text.
 pub const STOPS_MAX: usize = 16;
 /// Longest stop string: the engine holds back this much text of a stream while it may still become a stop.
@@ -46,7 +69,22 @@ pub struct ChatRequest {
     pub model: ModelId,
     /// The conversation, 1 to [`super::MESSAGES_MAX`] messages.
     pub messages: Vec<ChatMessage>,
-    /// Most tokens of the answer, at least 1; [`DEFAULT_MAX_TOKENS`] when absent.
+    /// Functions that the model may call, at most [`super::TOOLS_MAX`]. None under `tool_choice: none`: then the model
+    /// does not hear of them.
+    pub tools: Vec<Tool>,
+    /// Whether the model may call functions at all.
+    pub tool_choice: ToolChoice,
+    /// Whether an answer may call several functions; when not, its first call counts.
+    pub parallel_tool_calls: bool,
+    /// Further variables for the chat template, at most [`super::TEMPLATE_KWARGS_MAX`].
+    ///
+    /// `reasoning_effort` ends here: `none` as `enable_thinking: false`, each other word as `enable_thinking: true` and
+    /// as a variable of its own name. It is a hint: templates that know neither (most know at most the first) write the
+    /// same prompt as without it. A variable that the caller sets itself is not touched.
+    pub chat_template_kwargs: PromptJson,
+    /// How many answers are asked for, 1 to [`N_MAX`].
+    pub n: NonZeroU8,
+    /// Most tokens of an answer, at least 1; [`DEFAULT_MAX_TOKENS`] when absent.
     pub max_tokens: Option<TokenCount>,
     /// Texts at which the answer ends.
     pub stop: Vec<PromptText>,
@@ -109,15 +147,17 @@ impl ChatRequest {
         matches!(self.delivery, Delivery::Stream { .. })
     }
 
-    /// How the answer is to be made, with at most `context_left` tokens.
+    /// How answer number `choice` is to be made, with at most `context_left` tokens.
     ///
-    /// `fresh_seed` stands in where the caller gave no seed. A `context_left` of zero is for the caller to refuse.
+    /// `fresh_seed` stands in where the caller gave no seed; each further answer has the seed after the last one's, so
+    /// that the first is the same whatever `n` is. A `context_left` of zero is for the caller to refuse.
     #[must_use]
-    pub fn params(&self, context_left: TokenCount, fresh_seed: u64) -> GenerationParams {
+    pub fn params(&self, choice: u32, context_left: TokenCount, fresh_seed: u64) -> GenerationParams {
+        let seed = self.seed.unwrap_or(fresh_seed).wrapping_add(choice.into());
         GenerationParams {
             max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(context_left),
             stop: self.stop.clone(),
-            sampling: Sampling { seed: self.seed.unwrap_or(fresh_seed), ..self.sampling.clone() },
+            sampling: Sampling { seed, ..self.sampling.clone() },
         }
     }
 }
@@ -151,6 +191,12 @@ impl IgnoredFields {
 struct Draft {
     model: Option<ModelId>,
     messages: Option<Vec<ChatMessage>>,
+    tools: Vec<Tool>,
+    tool_choice: ToolChoice,
+    parallel_tool_calls: Option<bool>,
+    template_kwargs: Map<String, Value>,
+    reasoning_effort: Option<&'static str>,
+    n: Option<NonZeroU8>,
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     stop: Vec<PromptText>,
@@ -176,9 +222,15 @@ impl Draft {
             "seed" => self.seed = Some(seed(found)?),
             "stream" => self.stream = found.boolean()?,
             "stream_options" => self.stream_options(found)?,
+            "n" => self.n = NonZeroU8::new(found.whole(1..=N_MAX)?),
             "logprobs" => self.logprobs = found.boolean()?,
             "top_logprobs" => self.top_logprobs = Some(found.whole(0..=TOP_LOGPROBS_MAX)?),
             "preferred_provider" => self.preferred_provider = Some(parsed(&found)?),
+            "tools" => self.tools = tools::tools(found, &mut self.ignored)?,
+            "tool_choice" => self.tool_choice = tools::choice(&found)?,
+            "parallel_tool_calls" => self.parallel_tool_calls = Some(found.boolean()?),
+            "chat_template_kwargs" => self.template_kwargs = tools::template_kwargs(found)?,
+            "reasoning_effort" => self.reasoning_effort = Some(tools::effort(&found)?),
             _ => return self.read_sampling(found, key),
         }
         Ok(())
@@ -186,13 +238,13 @@ impl Draft {
 
     /// Takes in one setting of the sampler.
     fn read_sampling(&mut self, found: Found<'_>, key: &str) -> Result<(), ApiError> {
-        const SHARE_ABOVE_ZERO: &str = "a number above 0, at most 1";
+        const SHARE: &str = "a number from 0 to 1";
         const PENALTY: &str = "a number from -2 to 2";
         let sampling = &mut self.sampling;
         match key {
             "temperature" => sampling.temperature = found.number(0.0..=2.0, "a number from 0 to 2")?,
-            "top_p" => sampling.top_p = found.number(f32::MIN_POSITIVE..=1.0, SHARE_ABOVE_ZERO)?,
-            "min_p" => sampling.min_p = found.number(0.0..=1.0, "a number from 0 to 1")?,
+            "top_p" => sampling.top_p = found.number(0.0..=1.0, SHARE)?,
+            "min_p" => sampling.min_p = found.number(0.0..=1.0, SHARE)?,
             "top_k" => sampling.top_k = top_k(found)?,
             "frequency_penalty" => sampling.frequency_penalty = found.number(-2.0..=2.0, PENALTY)?,
             "presence_penalty" => sampling.presence_penalty = found.number(-2.0..=2.0, PENALTY)?,
@@ -201,28 +253,26 @@ impl Draft {
                     found.number(f32::MIN_POSITIVE..=2.0, "a number above 0, at most 2")?;
             }
             "logit_bias" => sampling.logit_bias = logit_bias(found)?,
-            _ => return self.accept_or_refuse(found, key),
+            _ => return self.accept_or_refuse(&found, key),
         }
         Ok(())
     }
 
     /// Takes in one field that asks for nothing that changes the answer, or for something that is not done here.
-    fn accept_or_refuse(&mut self, found: Found<'_>, key: &str) -> Result<(), ApiError> {
+    fn accept_or_refuse(&mut self, found: &Found<'_>, key: &str) -> Result<(), ApiError> {
         match key {
-            "n" => only(&found, 1, "one answer a request"),
-            "store" => only(&found, false, "answers are not kept"),
-            "parallel_tool_calls" => found.boolean().map(drop),
-            "user" | "safety_identifier" | "prompt_cache_key" => identifier(&found),
-            "metadata" => metadata(&found),
-            "service_tier" => one_of(&found, &["auto", "default"], "there is one tier"),
-            "tool_choice" | "function_call" => {
-                one_of(&found, &["none", "auto"], "models here do not call tools")
-            }
-            "tools" | "functions" => empty(&found, "models here do not call tools"),
-            "modalities" => only(&found, serde_json::json!(["text"]), "answers are text"),
-            "response_format" => response_format(&found),
-            "reasoning_effort" | "verbosity" => Err(found.unsupported("models here have no such setting")),
-            "chat_template_kwargs" => Err(found.unsupported("chat templates take no settings yet")),
+            "store" => only(found, false, "answers are not kept"),
+            "user" | "safety_identifier" | "prompt_cache_key" => identifier(found),
+            "metadata" => metadata(found),
+            "service_tier" => one_of(found, &["auto", "default"], "there is one tier"),
+            "function_call" => one_of(found, &["none", "auto"], "its successor is `tool_choice`"),
+            "functions" => empty(found, "its successor is `tools`"),
+            "verbosity" => one_of(found, &["medium"], "models here have no such setting"),
+            "prompt_cache_retention" => one_of(found, &["in_memory"], "prompts are not kept"),
+            "modalities" => only(found, serde_json::json!(["text"]), "answers are text"),
+            "response_format" => response_format(found),
+            "prompt_cache_options" => Err(found.unsupported("prompts are not kept")),
+            "moderation" => Err(found.unsupported("nobody here judges words")),
             "audio" | "prediction" | "web_search_options" => {
                 Err(found.unsupported("answers are plain text of the model alone"))
             }
@@ -250,18 +300,51 @@ impl Draft {
     }
 
     /// Checks what hangs together, once all fields are in.
-    fn finish(self) -> Result<ParsedChat, ApiError> {
+    fn finish(mut self) -> Result<ParsedChat, ApiError> {
         let at = At::Body;
-        let model = self.model.ok_or_else(|| at.missing("model", "the name of a model"))?;
-        let messages = self.messages.ok_or_else(|| at.missing("messages", "an array of messages"))?;
-        let max_tokens = match (self.max_tokens, self.max_completion_tokens) {
+        let model = self.model.take().ok_or_else(|| at.missing("model", "the name of a model"))?;
+        let messages = self.messages.take().ok_or_else(|| at.missing("messages", "an array of messages"))?;
+        if let Some(effort) = self.reasoning_effort {
+            tools::think(&mut self.template_kwargs, effort);
+        }
+        let request = ChatRequest {
+            model,
+            messages,
+            max_tokens: self.max_tokens()?,
+            sampling: self.sampling()?,
+            delivery: self.delivery()?,
+            tools: match self.tool_choice {
+                ToolChoice::Auto => self.tools,
+                ToolChoice::None => Vec::new(),
+            },
+            tool_choice: self.tool_choice,
+            parallel_tool_calls: self.parallel_tool_calls.unwrap_or(true),
+            chat_template_kwargs: PromptJson::new(self.template_kwargs),
+            n: self.n.unwrap_or(NonZeroU8::MIN),
+            stop: self.stop,
+            seed: self.seed,
+            preferred_provider: self.preferred_provider,
+        };
+        Ok(ParsedChat { request, ignored_fields: self.ignored.0 })
+    }
+
+    fn max_tokens(&self) -> Result<Option<TokenCount>, ApiError> {
+        match (self.max_tokens, self.max_completion_tokens) {
             (Some(old), Some(new)) if old != new => {
                 let message = "`max_tokens` and `max_completion_tokens` differ: send the second alone";
-                return Err(ApiError::invalid_request("max_tokens", message));
+                Err(ApiError::invalid_request("max_tokens", message))
             }
-            (old, new) => new.or(old).map(|count| TokenCount::new(count.into())),
-        };
-        let top_logprobs = match (self.logprobs, self.top_logprobs) {
+            (old, new) => Ok(new.or(old).map(|count| TokenCount::new(count.into()))),
+        }
+    }
+
+    fn sampling(&self) -> Result<Sampling, ApiError> {
+        let mut sampling = self.sampling.clone();
+        if sampling.top_p < f32::MIN_POSITIVE {
+            // No share at all: what is left is the likeliest token, as at OpenAI.
+            (sampling.top_p, sampling.temperature) = (1.0, 0.0);
+        }
+        sampling.top_logprobs = match (self.logprobs, self.top_logprobs) {
             (true, count) => Some(count.unwrap_or(0)),
             (false, Some(1..)) => {
                 let message = "`top_logprobs` goes with `logprobs: true` only";
@@ -269,25 +352,18 @@ impl Draft {
             }
             (false, _) => None,
         };
-        let delivery = match (self.stream, self.include_usage) {
-            (true, include_usage) => Delivery::Stream { include_usage: include_usage.unwrap_or(false) },
-            (false, None) => Delivery::Whole,
+        Ok(sampling)
+    }
+
+    fn delivery(&self) -> Result<Delivery, ApiError> {
+        match (self.stream, self.include_usage) {
+            (true, include_usage) => Ok(Delivery::Stream { include_usage: include_usage.unwrap_or(false) }),
+            (false, None) => Ok(Delivery::Whole),
             (false, Some(_)) => {
                 let message = "`stream_options` goes with `stream: true` only";
-                return Err(ApiError::invalid_request("stream_options", message));
+                Err(ApiError::invalid_request("stream_options", message))
             }
-        };
-        let request = ChatRequest {
-            model,
-            messages,
-            max_tokens,
-            stop: self.stop,
-            sampling: Sampling { top_logprobs, ..self.sampling },
-            seed: self.seed,
-            delivery,
-            preferred_provider: self.preferred_provider,
-        };
-        Ok(ParsedChat { request, ignored_fields: self.ignored.0 })
+        }
     }
 }
 
@@ -357,7 +433,7 @@ fn response_format(found: &Found<'_>) -> Result<(), ApiError> {
     match found.value.get("type") {
         None | Some(Value::Null) => Err(at.missing("type", "`text`")),
         Some(Value::String(kind)) if kind == "text" => Ok(()),
-        Some(Value::String(_)) => Err(found.unsupported("answers are plain text")),
+        Some(Value::String(_)) => Err(found.unsupported("answers are not held to a grammar yet")),
         Some(other) => Err(Found { at: At::Field(&at, "type"), value: other.clone() }.mismatch("`text`")),
     }
 }
@@ -457,7 +533,7 @@ mod tests {
         assert_eq!(request.model.as_str(), "ram-demo");
         assert_eq!(request.messages, [ChatMessage::new(Role::User, "hi")]);
         assert_eq!((request.delivery, request.sampling.clone()), (Delivery::Whole, Sampling::default()));
-        let params = request.params(TokenCount::MAX, 7);
+        let params = request.params(0, TokenCount::MAX, 7);
         assert_eq!((params.max_tokens, params.sampling.seed), (DEFAULT_MAX_TOKENS, 7));
     }
 
@@ -480,12 +556,20 @@ mod tests {
             seed: 9,
             top_logprobs: Some(20),
         };
-        assert_eq!(request.params(TokenCount::MAX, 0).sampling, expected);
+        assert_eq!(request.params(0, TokenCount::MAX, 0).sampling, expected);
+    }
+
+    #[test]
+    fn each_answer_has_a_seed_of_its_own() {
+        let seed = |extra: &Value, choice| parse(extra).params(choice, TokenCount::MAX, 9).sampling.seed;
+        assert_eq!([seed(&json!({"n": 3}), 0), seed(&json!({"n": 3}), 2)], [9, 11]);
+        assert_eq!([seed(&json!({"seed": -1}), 0), seed(&json!({"seed": -1, "n": 2}), 1)], [u64::MAX, 0]);
     }
 
     #[test]
     fn an_answer_never_outgrows_the_context() {
-        let most = |extra: &Value, left: u64| parse(extra).params(TokenCount::new(left), 0).max_tokens.get();
+        let most =
+            |extra: &Value, left: u64| parse(extra).params(0, TokenCount::new(left), 0).max_tokens.get();
         assert_eq!(most(&json!({}), 100), 100);
         assert_eq!(most(&json!({"max_tokens": 50}), 100), 50);
         assert_eq!(most(&json!({"max_completion_tokens": 5000}), 100), 100);
@@ -494,7 +578,7 @@ mod tests {
 
     #[test]
     fn a_seed_of_either_sign_is_taken_whole() {
-        let seed = |seed: Value| parse(&json!({ "seed": seed })).params(TokenCount::MAX, 3).sampling.seed;
+        let seed = |seed: Value| parse(&json!({ "seed": seed })).params(0, TokenCount::MAX, 3).sampling.seed;
         assert_eq!(seed(json!(-1)), u64::MAX);
         assert_eq!(seed(json!(i64::MIN)), 1 << 63);
         assert_eq!(seed(json!(u64::MAX)), u64::MAX);
@@ -543,7 +627,7 @@ mod tests {
 
     #[test]
     fn the_list_of_ignored_fields_ends_somewhere() {
-        let extra: serde_json::Map<_, _> = (0..1000).map(|i| (format!("field_{i}"), json!(1))).collect();
+        let extra: Map<_, _> = (0..1000).map(|i| (format!("field_{i}"), json!(1))).collect();
         let names = ChatRequest::parse(&with(&extra.into())).unwrap().ignored_fields;
         assert_eq!(names.len(), IGNORED_FIELDS_MAX);
         assert_eq!((names[0].as_str(), names[IGNORED_FIELDS_MAX - 1].as_str()), ("field_0", "(more)"));
@@ -564,6 +648,11 @@ mod tests {
             json!({"logit_bias": {secret: "x"}}),
             json!({"response_format": {"type": secret}}),
             json!({"tool_choice": secret}),
+            json!({"tools": [{"type": secret}]}),
+            json!({"tools": [{"type": "function", "function": {"name": format!("{secret} {secret}")}}]}),
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": secret}}]}),
+            json!({"reasoning_effort": secret}),
+            json!({"chat_template_kwargs": {format!("{secret} "): 1}}),
         ];
         for body in bodies {
             let error = refusal(&body);
@@ -587,8 +676,17 @@ mod tests {
             "invalid `temperature`: expected a number from 0 to 2, found a string",
         );
         check(json!({"max_tokens": 0}), "invalid `max_tokens`: expected a whole number from 1 to 4294967295");
-        check(json!({"n": 2}), "`n` is not supported here: one answer a request, so the only value is `1`");
-        check(json!({"n": "1"}), "invalid `n`: expected `1`, found a string");
+        check(json!({"n": 9}), "invalid `n`: expected a whole number from 1 to 8");
+        check(
+            json!({"store": true}),
+            "`store` is not supported here: answers are not kept, so the only value is `false`",
+        );
+        check(
+            json!({"tool_choice": "required"}),
+            "`tool_choice` is not supported here: no answer can be made to call a function yet, so the values are \
+             `auto` and `none`",
+        );
+        check(json!({"functions": [{}]}), "`functions` is not supported here: its successor is `tools`");
         check(
             json!({"messages": [{"role": "user"}]}),
             "missing `messages[0].content`: expected a string, or an array of parts of type `text`",
@@ -615,11 +713,18 @@ mod tests {
         check(stops(STOPS_MAX, STOP_BYTES_MAX), stops(STOPS_MAX + 1, 1), "stop");
         check(stops(0, 0), stops(1, STOP_BYTES_MAX + 1), "stop[0]");
         let bias = |count: usize| {
-            let entries: serde_json::Map<_, _> =
-                (0..count).map(|token| (token.to_string(), json!(1))).collect();
+            let entries: Map<_, _> = (0..count).map(|token| (token.to_string(), json!(1))).collect();
             json!({ "logit_bias": entries })
         };
         check(bias(LOGIT_BIAS_MAX), bias(LOGIT_BIAS_MAX + 1), "logit_bias");
+        let tool = |bytes: usize| {
+            let function = json!({"name": "f", "description": "x".repeat(bytes - 29)});
+            json!({"tools": [{"type": "function", "function": function}]})
+        };
+        check(tool(tools::TOOLS_BYTES_MAX), tool(tools::TOOLS_BYTES_MAX + 1), "tools");
+        let kwarg = |bytes: usize| json!({"chat_template_kwargs": {"x": "y".repeat(bytes - 8)}});
+        let bytes_max = tools::TEMPLATE_KWARGS_BYTES_MAX;
+        check(kwarg(bytes_max), kwarg(bytes_max + 1), "chat_template_kwargs");
     }
 
     #[test]

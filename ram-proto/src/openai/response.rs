@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::id::{IdError, JobId, ModelId, NodeName, ProviderId};
 use ram_core::job::{FinishReason, TokenLogprob, Usage};
 use ram_core::units::{Timestamp, TokenCount, XRam};
@@ -22,15 +23,15 @@ pub struct CompletionHead {
 }
 
 impl CompletionHead {
-    /// The whole answer.
+    /// The whole answer. `usage` is that of all choices together, each with the prompt that it read.
     #[must_use]
-    pub fn completion(&self, choice: Choice, usage: Usage, xram: XramFields) -> ChatCompletion {
+    pub fn completion(&self, choices: Vec<Choice>, usage: Usage, xram: XramFields) -> ChatCompletion {
         ChatCompletion {
             id: self.id,
             object: CompletionObject::ChatCompletion,
             created: self.created,
             model: self.model.clone(),
-            choices: vec![choice],
+            choices,
             usage: usage.into(),
             system_fingerprint: None,
             xram,
@@ -50,7 +51,7 @@ pub struct ChatCompletion {
     pub created: Timestamp,
     /// The model, as the caller named it.
     pub model: ModelId,
-    /// The answers; one, as `n` is 1.
+    /// The answers, as many as were asked for.
     pub choices: Vec<Choice>,
     /// What it took.
     pub usage: CompletionUsage,
@@ -106,14 +107,53 @@ pub struct Choice {
 pub struct AssistantMessage {
     /// Always `assistant`.
     pub role: AssistantRole,
-    /// The answer, without reasoning.
+    /// The answer, without reasoning; null when the model called functions and said nothing.
     pub content: Option<PromptText>,
     /// What stood between `<think>` and `</think>`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<PromptText>,
+    /// Functions that the model called, in its order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<MessageToolCall>,
     /// Always null: refusals of models here are plain content.
     #[serde(default)]
     pub refusal: Option<PromptText>,
+}
+
+/// A call in a message, as OpenAI writes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageToolCall {
+    /// By which the message with its result names it.
+    pub id: PromptText,
+    /// Always `function`.
+    #[serde(rename = "type")]
+    pub kind: ToolCallKind,
+    /// What is called.
+    pub function: CalledFunction,
+}
+
+/// The word `function`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolCallKind {
+    /// The only one.
+    #[default]
+    Function,
+}
+
+/// A function and what it is called with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalledFunction {
+    /// Its name.
+    pub name: PromptText,
+    /// Its arguments: the text of a JSON object, as the model wrote it.
+    pub arguments: PromptText,
+}
+
+impl From<ToolCall> for MessageToolCall {
+    fn from(ToolCall { id, name, arguments }: ToolCall) -> Self {
+        Self { id, kind: ToolCallKind::Function, function: CalledFunction { name, arguments } }
+    }
 }
 
 /// The word `assistant`: clients take no other role in an answer.
@@ -125,17 +165,19 @@ pub enum AssistantRole {
     Assistant,
 }
 
-impl Choice {
-    /// The first and only answer.
+impl AssistantMessage {
+    /// What a model said, thought and called; parts of which there is nothing are left out, but for the content of an
+    /// answer that called nothing.
     #[must_use]
-    pub fn new(content: PromptText, reasoning: Option<PromptText>, finish_reason: FinishReason) -> Self {
-        let message = AssistantMessage {
+    pub fn new(content: PromptText, reasoning: PromptText, tool_calls: Vec<MessageToolCall>) -> Self {
+        let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
+        Self {
             role: AssistantRole::Assistant,
-            content: Some(content),
-            reasoning_content: reasoning,
+            content: if tool_calls.is_empty() { Some(content) } else { some(content) },
+            reasoning_content: some(reasoning),
+            tool_calls,
             refusal: None,
-        };
-        Self { index: 0, message, logprobs: None, finish_reason }
+        }
     }
 }
 

@@ -331,7 +331,7 @@ mod tests {
         #[test]
         fn nothing_a_model_says_opens_a_frame_of_its_own(words: String, tail in "(\r|\n|\r\n){0,3}(data: \\[DONE\\]|event: x|id: 1)(\r|\n){0,3}") {
             let words = words + &tail;
-            let sent = head().delta(Delta::content(PromptText::new(words)), None);
+            let sent = head().delta(0, Delta::content(PromptText::new(words)), None);
             let items = items([chunk(&sent).as_bytes()]);
             prop_assert_eq!(items.len(), 1);
             let Item::Event(event) = &items[0] else { panic!("a comment") };

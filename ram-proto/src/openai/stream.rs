@@ -1,17 +1,28 @@
-//! One answer on its way to a client: gathered into one piece, or framed as it is written. No I/O.
+//! The answers to one request on their way to a client: gathered into one piece, or framed as they are written. No I/O.
+//!
+//! A request asks for `n` choices, each an answer of its own; their pieces come in any order.
 //!
 //! ```text
-//! pieces -> WholeAnswer::push    ... WholeAnswer::finish    -> ChatCompletion
-//! pieces -> StreamedAnswer::push ... StreamedAnswer::finish -> frames, the last of them [DONE]
-//!                                    StreamedAnswer::fail   -> one frame with the error, and no [DONE]
+//! push(choice, piece) ... finish_choice(choice, reason)      for each choice, in any interleaving
+//! WholeAnswer::finish    -> ChatCompletion
+//! StreamedAnswer::finish -> the last frames, the very last of them [DONE]
+//! StreamedAnswer::fail   -> one frame with the error, and no [DONE]
 //! ```
+//!
+//! The usage that `finish` is given is the sum over all choices. Each choice is a job that reads the prompt for itself
+//! and is charged for it, so the prompt counts once for each of them.
+
+use std::num::NonZeroU8;
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::job::{FinishReason, TokenLogprob, Usage};
 
-use super::chunk::Delta;
+use super::chunk::{Delta, ToolCallDelta};
 use super::error::ApiError;
-use super::response::{ChatCompletion, Choice, ChoiceLogprobs, CompletionHead, XramFields};
+use super::response::{
+    AssistantMessage, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead, MessageToolCall, XramFields,
+};
 use super::sse;
 
 /// A piece of an answer.
@@ -21,6 +32,8 @@ pub struct AnswerPiece {
     pub content: PromptText,
     /// What the model thought.
     pub reasoning: PromptText,
+    /// Functions that the model called, each whole.
+    pub tool_calls: Vec<ToolCall>,
     /// Log-probabilities of the content's tokens.
     pub logprobs: Vec<TokenLogprob>,
 }
@@ -34,107 +47,165 @@ pub struct Asked {
     pub usage: bool,
 }
 
-/// An answer that is told in one piece.
+/// Answers that are told in one piece.
 #[derive(Debug)]
 pub struct WholeAnswer {
     head: CompletionHead,
     asked: Asked,
-    content: PromptText,
-    reasoning: PromptText,
+    choices: Vec<Gathered>,
+}
+
+/// One answer as far as it has come.
+#[derive(Clone, Debug, Default)]
+struct Gathered {
+    content: String,
+    reasoning: String,
+    tool_calls: Vec<MessageToolCall>,
     logprobs: Vec<TokenLogprob>,
+    finish: Option<FinishReason>,
 }
 
 impl WholeAnswer {
-    /// An answer of which nothing is written yet.
+    /// `n` answers of which nothing is written yet.
     #[must_use]
-    pub fn new(head: CompletionHead, asked: Asked) -> Self {
-        Self {
-            head,
-            asked,
-            content: PromptText::default(),
-            reasoning: PromptText::default(),
-            logprobs: Vec::new(),
+    pub fn new(head: CompletionHead, asked: Asked, n: NonZeroU8) -> Self {
+        Self { head, asked, choices: vec![Gathered::default(); n.get().into()] }
+    }
+
+    /// Adds a piece to answer number `choice`.
+    pub fn push(&mut self, choice: u32, piece: AnswerPiece) {
+        let Some(gathered) = self.choice(choice) else { return };
+        gathered.content.push_str(piece.content.as_str());
+        gathered.reasoning.push_str(piece.reasoning.as_str());
+        gathered.tool_calls.extend(piece.tool_calls.into_iter().map(MessageToolCall::from));
+        gathered.logprobs.extend(piece.logprobs);
+    }
+
+    /// Ends answer number `choice`.
+    pub fn finish_choice(&mut self, choice: u32, reason: FinishReason) {
+        if let Some(gathered) = self.choice(choice) {
+            gathered.finish = Some(reason);
         }
     }
 
-    /// Adds a piece.
-    pub fn push(&mut self, piece: AnswerPiece) {
-        append(&mut self.content, &piece.content);
-        append(&mut self.reasoning, &piece.reasoning);
-        if self.asked.logprobs {
-            self.logprobs.extend(piece.logprobs);
-        }
+    /// The answers, each of which has ended; one that has not counts as cut.
+    #[must_use]
+    pub fn finish(self, usage: Usage, xram: XramFields) -> ChatCompletion {
+        debug_assert!(self.choices.iter().all(|choice| choice.finish.is_some()), "each choice ends first");
+        let Self { head, asked, choices } = self;
+        let choices = (0..).zip(choices).map(|(index, gathered)| Choice {
+            index,
+            message: AssistantMessage::new(
+                gathered.content.into(),
+                gathered.reasoning.into(),
+                gathered.tool_calls,
+            ),
+            logprobs: asked.logprobs.then(|| gathered.logprobs.into_iter().collect()),
+            finish_reason: gathered.finish.unwrap_or(FinishReason::Length),
+        });
+        head.completion(choices.collect(), usage, xram)
     }
 
-    /// The answer.
-    #[must_use]
-    pub fn finish(self, finish: FinishReason, usage: Usage, xram: XramFields) -> ChatCompletion {
-        let reasoning = (!self.reasoning.as_str().is_empty()).then_some(self.reasoning);
-        let mut choice = Choice::new(self.content, reasoning, finish);
-        choice.logprobs = self.asked.logprobs.then(|| self.logprobs.into_iter().collect());
-        self.head.completion(choice, usage, xram)
+    fn choice(&mut self, choice: u32) -> Option<&mut Gathered> {
+        let found = usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice));
+        debug_assert!(found.is_some(), "choice {choice} was not asked for");
+        found
     }
 }
 
-/// An answer that is told as it is written.
+/// Answers that are told as they are written.
 #[derive(Debug)]
 pub struct StreamedAnswer {
     head: CompletionHead,
     asked: Asked,
+    choices: Vec<Told>,
+    /// The end of the answer that ended last: it waits for what this network adds, unless the chunk with the usage
+    /// carries that.
+    last: Option<(u32, FinishReason)>,
+}
+
+/// How much of one answer is told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
     opened: bool,
+    ended: bool,
+    tool_calls: u32,
 }
 
 impl StreamedAnswer {
-    /// An answer of which nothing is told yet.
+    /// `n` answers of which nothing is told yet.
     #[must_use]
-    pub const fn new(head: CompletionHead, asked: Asked) -> Self {
-        Self { head, asked, opened: false }
+    pub fn new(head: CompletionHead, asked: Asked, n: NonZeroU8) -> Self {
+        Self { head, asked, choices: vec![Told::default(); n.get().into()], last: None }
     }
 
-    /// The frames of a piece; before the first, the one that names the role.
-    pub fn push(&mut self, piece: AnswerPiece) -> String {
-        let AnswerPiece { content, reasoning, logprobs } = piece;
+    /// The frames of a piece of answer number `choice`; before the first, the one that names the role.
+    #[must_use]
+    pub fn push(&mut self, choice: u32, piece: AnswerPiece) -> String {
+        let AnswerPiece { content, reasoning, tool_calls, logprobs } = piece;
+        let opening = self.opening(choice);
+        let Some(told) = self.choice(choice) else { return opening };
         let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
-        let delta = Delta { role: None, content: some(content), reasoning_content: some(reasoning) };
+        let first = told.tool_calls;
+        let delta = Delta {
+            role: None,
+            content: some(content),
+            reasoning_content: some(reasoning),
+            tool_calls: (first..)
+                .zip(tool_calls)
+                .map(|(index, call)| ToolCallDelta::new(index, call))
+                .collect(),
+        };
+        told.tool_calls = delta.tool_calls.last().map_or(first, |call| call.index.saturating_add(1));
         if delta == Delta::default() && logprobs.is_empty() {
-            return self.opening(); // tokens that show nothing yet, such as half a character
+            return opening; // tokens that show nothing yet, such as half a character
         }
         let logprobs: Option<ChoiceLogprobs> = self.asked.logprobs.then(|| logprobs.into_iter().collect());
-        self.opening() + &sse::chunk(&self.head.delta(delta, logprobs))
+        opening + &sse::chunk(&self.head.delta(choice, delta, logprobs))
     }
 
-    /// The last frames of a whole answer: its end, the usage if it was asked for, and exactly one `[DONE]`.
+    /// The frames that end answer number `choice`. Those of the last one may be held back for [`Self::finish`].
     #[must_use]
-    pub fn finish(mut self, finish: FinishReason, usage: Usage, xram: XramFields) -> String {
-        let mut frames = self.opening();
-        if self.asked.usage {
-            frames += &sse::chunk(&self.head.finish(finish, XramFields::default()));
-            frames += &sse::chunk(&self.head.usage(usage, xram));
-        } else {
-            frames += &sse::chunk(&self.head.finish(finish, xram));
+    pub fn finish_choice(&mut self, choice: u32, reason: FinishReason) -> String {
+        let opening = self.opening(choice);
+        let Some(told) = self.choice(choice) else { return opening };
+        if std::mem::replace(&mut told.ended, true) {
+            return opening;
         }
-        frames + sse::DONE
+        if !self.asked.usage && self.choices.iter().all(|told| told.ended) {
+            self.last = Some((choice, reason));
+            return opening;
+        }
+        opening + &sse::chunk(&self.head.finish(choice, reason, XramFields::default()))
     }
 
-    /// The last frame of an answer that broke off.
+    /// The last frames, each answer having ended: what is held back, the usage if it was asked for, and exactly one
+    /// `[DONE]`.
+    #[must_use]
+    pub fn finish(self, usage: Usage, xram: XramFields) -> String {
+        debug_assert!(self.choices.iter().all(|choice| choice.ended), "each choice ends first");
+        let end = match self.last {
+            Some((choice, reason)) => self.head.finish(choice, reason, xram),
+            None => self.head.usage(usage, xram),
+        };
+        sse::chunk(&end) + sse::DONE
+    }
+
+    /// The last frame of answers that broke off.
     #[must_use]
     pub fn fail(self, error: &ApiError) -> String {
         sse::error(error)
     }
 
-    fn opening(&mut self) -> String {
-        if std::mem::replace(&mut self.opened, true) {
-            String::new()
-        } else {
-            sse::chunk(&self.head.opening())
-        }
+    fn choice(&mut self, choice: u32) -> Option<&mut Told> {
+        let found = usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice));
+        debug_assert!(found.is_some(), "choice {choice} was not asked for");
+        found
     }
-}
 
-fn append(text: &mut PromptText, more: &PromptText) {
-    if !more.as_str().is_empty() {
-        let joined = std::mem::take(text).into_string() + more.as_str();
-        *text = joined.into();
+    fn opening(&mut self, choice: u32) -> String {
+        let opened = self.choice(choice).is_none_or(|told| std::mem::replace(&mut told.opened, true));
+        if opened { String::new() } else { sse::chunk(&self.head.opening(choice)) }
     }
 }
 
@@ -151,8 +222,16 @@ mod tests {
         CompletionHead { id, created: Timestamp::ZERO, model: "ram-demo".parse().unwrap() }
     }
 
+    fn n(count: u8) -> NonZeroU8 {
+        NonZeroU8::new(count).unwrap()
+    }
+
     fn piece(content: &str, reasoning: &str) -> AnswerPiece {
-        AnswerPiece { content: content.into(), reasoning: reasoning.into(), logprobs: Vec::new() }
+        AnswerPiece { content: content.into(), reasoning: reasoning.into(), ..AnswerPiece::default() }
+    }
+
+    fn call(id: &str) -> ToolCall {
+        ToolCall { id: id.into(), name: "add".into(), arguments: "{\"a\":1}".into() }
     }
 
     /// The data of each event in these frames.
@@ -168,64 +247,132 @@ mod tests {
             .collect()
     }
 
+    /// The chunks in these frames, which end with `[DONE]`.
+    fn chunks(frames: &str) -> Vec<ChatCompletionChunk> {
+        let mut datas = events(frames);
+        assert_eq!(datas.pop().unwrap(), sse::DONE_DATA);
+        datas.iter().map(|data| serde_json::from_str(data).unwrap()).collect()
+    }
+
     #[test]
     fn a_stream_ends_with_one_done_and_a_failed_one_with_none() {
         let usage = Usage { prompt: TokenCount::new(3), completion: TokenCount::new(1), ..Usage::default() };
-        let mut answer = StreamedAnswer::new(head(), Asked { usage: true, ..Asked::default() });
-        let frames = answer.push(piece("Paris", ""))
-            + &answer.finish(FinishReason::Stop, usage, XramFields::default());
-        let events = events(&frames);
-        assert_eq!(events.len(), 5, "opening, words, end, usage, [DONE]");
-        let last: ChatCompletionChunk = serde_json::from_str(&events[3]).unwrap();
-        assert!(last.choices.is_empty() && last.usage.is_some());
-        assert_eq!(events[4], sse::DONE_DATA);
+        let asked = Asked { usage: true, ..Asked::default() };
+        let mut answer = StreamedAnswer::new(head(), asked, n(1));
+        let frames = answer.push(0, piece("Paris", ""))
+            + &answer.finish_choice(0, FinishReason::Stop)
+            + &answer.finish(usage, XramFields::default());
+        let chunks = chunks(&frames);
+        assert_eq!(chunks.len(), 4, "opening, words, end, usage");
+        assert!(chunks[3].choices.is_empty() && chunks[3].usage.is_some());
 
-        let mut answer = StreamedAnswer::new(head(), Asked { usage: true, ..Asked::default() });
-        let frames = answer.push(piece("Par", "")) + &answer.fail(&ApiError::internal());
+        let mut answer = StreamedAnswer::new(head(), asked, n(1));
+        let frames = answer.push(0, piece("Par", "")) + &answer.fail(&ApiError::internal());
         assert!(!frames.contains(sse::DONE_DATA));
     }
 
     #[test]
     fn an_answer_without_a_word_is_still_opened() {
-        let answer = StreamedAnswer::new(head(), Asked::default());
-        let frames = answer.finish(FinishReason::Stop, Usage::default(), XramFields::default());
-        assert_eq!(events(&frames).len(), 3, "opening, end, [DONE]");
+        let mut answer = StreamedAnswer::new(head(), Asked::default(), n(2));
+        let mut frames = answer.finish_choice(1, FinishReason::Stop);
+        frames += &answer.finish_choice(0, FinishReason::Stop);
+        frames += &answer.finish(Usage::default(), XramFields::default());
+        let indices: Vec<u32> = chunks(&frames).iter().map(|chunk| chunk.choices[0].index).collect();
+        assert_eq!(indices, [1, 1, 0, 0], "opening and end of each");
+    }
+
+    #[test]
+    fn what_the_network_adds_stands_in_the_last_chunk_alone() {
+        let xram = XramFields { job_id: Some(JobId::from_bits(9)), ..XramFields::default() };
+        for usage in [false, true] {
+            let mut answer = StreamedAnswer::new(head(), Asked { usage, ..Asked::default() }, n(2));
+            let mut frames = answer.push(1, piece("a", ""));
+            frames += &answer.finish_choice(0, FinishReason::Stop);
+            frames += &answer.finish_choice(1, FinishReason::Length);
+            frames += &answer.finish_choice(1, FinishReason::Stop);
+            frames += &answer.finish(Usage::default(), xram.clone());
+            let mut chunks = chunks(&frames);
+            assert_eq!(chunks.pop().unwrap().xram, xram);
+            assert!(chunks.iter().all(|chunk| chunk.xram == XramFields::default()));
+            let ends = chunks.iter().filter(|chunk| chunk.choices[0].finish_reason.is_some()).count();
+            assert_eq!(ends, if usage { 2 } else { 1 }, "each choice ends once");
+        }
     }
 
     #[test]
     fn logprobs_are_null_unless_asked_for() {
         let token = TokenLogprob { token: "a".into(), bytes: vec![97], logprob: -0.5, top: Vec::new() };
         let with = |logprobs| {
-            let mut answer = WholeAnswer::new(head(), Asked { logprobs, usage: false });
-            answer.push(AnswerPiece { logprobs: vec![token.clone()], ..piece("a", "") });
-            let whole = answer.finish(FinishReason::Stop, Usage::default(), XramFields::default());
+            let mut answer = WholeAnswer::new(head(), Asked { logprobs, usage: false }, n(1));
+            answer.push(0, AnswerPiece { logprobs: vec![token.clone()], ..piece("a", "") });
+            answer.finish_choice(0, FinishReason::Stop);
+            let whole = answer.finish(Usage::default(), XramFields::default());
             whole.choices[0].logprobs.clone()
         };
         assert_eq!(with(false), None);
         assert_eq!(with(true).unwrap().content.unwrap().len(), 1);
     }
 
+    #[test]
+    fn an_answer_that_only_calls_has_null_for_content() {
+        let message = |piece: AnswerPiece| {
+            let mut answer = WholeAnswer::new(head(), Asked::default(), n(1));
+            answer.push(0, piece);
+            answer.finish_choice(0, FinishReason::ToolCalls);
+            answer.finish(Usage::default(), XramFields::default()).choices[0].message.clone()
+        };
+        let calls = || vec![call("call_1"), call("call_2")];
+        let only = message(AnswerPiece { tool_calls: calls(), ..AnswerPiece::default() });
+        assert_eq!((only.content, only.tool_calls.len()), (None, 2));
+        let both = message(AnswerPiece { tool_calls: calls(), ..piece("I look.", "") });
+        assert_eq!(both.content, Some("I look.".into()));
+        assert_eq!(message(AnswerPiece::default()).content, Some("".into()));
+    }
+
     proptest! {
         #[test]
-        fn a_stream_joined_is_the_whole(pieces in proptest::collection::vec(("[a-zß\n]{0,4}", "[a-z]{0,4}"), 0..12)) {
-            let mut whole = WholeAnswer::new(head(), Asked::default());
-            let mut stream = StreamedAnswer::new(head(), Asked::default());
+        fn streams_joined_are_the_whole(
+            pieces in proptest::collection::vec((0u32..3, "[a-zß\n]{0,4}", "[a-z]{0,4}", 0usize..3), 0..16),
+            usage: bool,
+        ) {
+            let asked = Asked { usage, ..Asked::default() };
+            let mut whole = WholeAnswer::new(head(), asked, n(3));
+            let mut stream = StreamedAnswer::new(head(), asked, n(3));
             let mut frames = String::new();
-            for (content, reasoning) in &pieces {
-                whole.push(piece(content, reasoning));
-                frames += &stream.push(piece(content, reasoning));
+            for (at, (choice, content, reasoning, calls)) in pieces.iter().enumerate() {
+                let tool_calls = (0..*calls).map(|of| call(&format!("call_{at}_{of}"))).collect();
+                let piece = AnswerPiece { tool_calls, ..piece(content, reasoning) };
+                whole.push(*choice, piece.clone());
+                frames += &stream.push(*choice, piece);
             }
-            frames += &stream.finish(FinishReason::Length, Usage::default(), XramFields::default());
-            let message = whole.finish(FinishReason::Length, Usage::default(), XramFields::default()).choices[0].message.clone();
-            let (mut content, mut reasoning) = (String::new(), String::new());
-            for data in events(&frames).iter().filter(|data| *data != sse::DONE_DATA) {
-                let chunk: ChatCompletionChunk = serde_json::from_str(data).unwrap();
-                let delta = chunk.choices[0].delta.clone();
-                content += delta.content.unwrap_or_default().as_str();
-                reasoning += delta.reasoning_content.unwrap_or_default().as_str();
+            for choice in [1, 0, 2] {
+                whole.finish_choice(choice, FinishReason::Length);
+                frames += &stream.finish_choice(choice, FinishReason::Length);
             }
-            prop_assert_eq!(content.as_str(), message.content.unwrap_or_default().as_str().to_owned());
-            prop_assert_eq!(reasoning.as_str(), message.reasoning_content.unwrap_or_default().as_str().to_owned());
+            frames += &stream.finish(Usage::default(), XramFields::default());
+            let whole = whole.finish(Usage::default(), XramFields::default());
+            let chunks = chunks(&frames);
+            for (index, choice) in (0u32..).zip(&whole.choices) {
+                let told = chunks.iter().flat_map(|chunk| &chunk.choices).filter(|told| told.index == index);
+                let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
+                let (mut roles, mut ends) = (0, 0);
+                for told in told {
+                    let delta = told.delta.clone();
+                    roles += usize::from(delta.role.is_some());
+                    ends += usize::from(told.finish_reason.is_some());
+                    content += delta.content.unwrap_or_default().as_str();
+                    reasoning += delta.reasoning_content.unwrap_or_default().as_str();
+                    calls.extend(delta.tool_calls);
+                }
+                let message = choice.message.clone();
+                prop_assert_eq!((roles, ends), (1, 1));
+                prop_assert_eq!(content, message.content.unwrap_or_default().into_string());
+                prop_assert_eq!(reasoning, message.reasoning_content.unwrap_or_default().into_string());
+                let wanted = (0u32..).zip(message.tool_calls).map(|(at, call)| ToolCallDelta::new(at, call));
+                prop_assert_eq!(calls, wanted.collect::<Vec<_>>());
+            }
+            let usages = chunks.iter().filter(|chunk| chunk.usage.is_some()).count();
+            prop_assert_eq!(usages, usize::from(usage));
         }
     }
 }

@@ -58,8 +58,9 @@ impl Run {
         let seq = self.seq;
         self.seq = seq.saturating_add(1);
         self.spoke |= piece.text_bytes() > 0;
-        let Piece { tokens, content, reasoning, logprobs } = piece;
-        Some(Chunk { job: self.job, attempt: self.attempt, seq, tokens, content, reasoning, logprobs })
+        let Piece { tokens, content, reasoning, tool_calls, logprobs } = piece;
+        let Self { job, attempt, .. } = *self;
+        Some(Chunk { job, attempt, seq, tokens, content, reasoning, tool_calls, logprobs })
     }
 
     /// When the batch is due; `None` while it is empty.
@@ -77,6 +78,7 @@ impl Piece {
         self.tokens += more.tokens;
         join(&mut self.content, &more.content);
         join(&mut self.reasoning, &more.reasoning);
+        self.tool_calls.extend(more.tool_calls);
         self.logprobs.extend(more.logprobs);
     }
 }

@@ -104,6 +104,30 @@ impl Default for TemplateOptions {
     }
 }
 
+/// Whether a variable's name belongs to the environment: a caller's own variable may not have it.
+///
+/// These are what [`ChatTemplate::render`] sets, what `transformers` would set besides, and the functions that a
+/// template can call.
+#[must_use]
+pub fn is_reserved(name: &str) -> bool {
+    const NAMES: [&str; 13] = [
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        "continue_final_message",
+        "strftime_now",
+        "raise_exception",
+        "namespace",
+        "range",
+        "dict",
+        "debug",
+        "loop",
+        "self",
+    ];
+    NAMES.contains(&name) || name.ends_with("_token")
+}
+
 /// A parsed chat template. Cheap to clone and shared freely between threads.
 #[derive(Clone)]
 pub struct ChatTemplate(Arc<Parsed>);
