@@ -8,6 +8,7 @@
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
 //! | [`hardware`], [`power`] | what machine this is, and what keeps it awake |
+//! | [`hub`] | models fetched from a Hugging Face-style hub |
 //! | [`status`] | what a running node tells of itself |
 //! | [`doctor`] | what is right, what is wrong, and what to do about it |
 //! | [`cli`], [`signals`] | the binary's command line and its end |
@@ -33,6 +34,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod hardware;
+pub mod hub;
 pub mod link;
 pub mod local;
 pub mod power;
@@ -41,6 +43,7 @@ pub mod status;
 pub mod worker;
 
 mod error;
+mod inventory;
 mod lock;
 mod models;
 mod run;

@@ -6,9 +6,10 @@ use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use ram_core::id::ProviderId;
 use ram_proto::openai::ApiError;
-use ram_proto::rest::{Health, NetworkStats, ProviderList, ProviderView, Ready, ReadyCheck};
+use ram_proto::rest::{Health, ProviderView, Ready, ReadyCheck};
 use serde::Deserialize;
 use tokio::time::timeout;
 
@@ -23,19 +24,27 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health::ok(env!("CARGO_PKG_VERSION")))
 }
 
-/// Ready while the store answers and somebody is here to serve.
+/// Ready while the store answers, jobs are taken, and somebody is here to serve.
 pub(super) async fn ready(State(gateway): State<Gateway>) -> (StatusCode, Json<Ready>) {
     let store = matches!(timeout(PROBE_WITHIN, gateway.store.ping()).await, Ok(Ok(())));
-    let online = timeout(PROBE_WITHIN, gateway.handle.ask(|core, _| core.stats().providers_online)).await;
-    let providers = matches!(online, Ok(Ok(1..)));
+    let asked = gateway.handle.ask(|core, _| (core.has_providers(), core.is_draining()));
+    let (providers, draining) = match timeout(PROBE_WITHIN, asked).await {
+        Ok(Ok(told)) => told,
+        Ok(Err(_)) | Err(_) => (false, true),
+    };
     let check = |name: &str, ok| ReadyCheck { name: name.to_owned(), ok };
-    let ready = Ready::from_checks(vec![check("store", store), check("providers", providers)]);
+    let ready = Ready::from_checks(vec![
+        check("store", store),
+        check("providers", providers),
+        check("accepting", !draining),
+    ]);
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready))
 }
 
-pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Json<ProviderList>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.providers()).await?))
+pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let front = &gateway.front;
+    front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
 }
 
 /// What a request for one provider may ask for besides.
@@ -64,6 +73,6 @@ pub(super) async fn provider(
     Ok(Json(view.ok_or_else(unknown)?))
 }
 
-pub(super) async fn stats(State(gateway): State<Gateway>) -> Result<Json<NetworkStats>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.stats()).await?))
+pub(super) async fn stats(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    gateway.front.stats.take(async || gateway.handle.ask(|core, _| core.stats()).await).await
 }

@@ -73,6 +73,17 @@ pub enum Event {
     Tick,
     /// The operator wants to stop: no new jobs, none that waits, and those that run end.
     Drain,
+    /// The operator has thought better of it: new jobs are taken again.
+    Resume,
+    /// The process is about to end: providers are told to finish what they have.
+    Dismiss,
+    /// The operator takes a provider out of service, or back in.
+    DrainProvider {
+        /// Which.
+        provider: ProviderId,
+        /// Whether it takes no new jobs.
+        draining: bool,
+    },
 }
 
 /// How often [`Event::Tick`] comes.

@@ -10,6 +10,7 @@
 mod budget;
 mod event;
 mod jobs;
+mod operator;
 mod registry;
 #[cfg(test)]
 mod sim;
@@ -39,6 +40,7 @@ pub use event::{
     ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Standing,
     Submission, TICK,
 };
+pub use operator::Census;
 
 /// Longest time that a provider may take to read a prompt.
 const READING_MAX: Duration = Duration::from_secs(600);
@@ -179,6 +181,12 @@ impl Coordinator {
             Event::Remembered(standings) => self.standings.remember(standings, now),
             Event::Tick => self.tick(now, effects),
             Event::Drain => self.drain(now, effects),
+            Event::Resume => self.resume(),
+            Event::Dismiss => self.dismiss(effects),
+            Event::DrainProvider { provider, draining } => {
+                self.drain_provider(provider, draining);
+                self.serve_waiting(now, effects);
+            }
         }
     }
 

@@ -194,6 +194,11 @@ impl Registry {
         self.nodes.iter().map(|(&provider, node)| (provider, node))
     }
 
+    /// Sockets that have not registered yet.
+    pub(super) fn unregistered(&self) -> usize {
+        self.sockets.len().saturating_sub(self.nodes.len())
+    }
+
     /// Nodes that offer `model`, in order of their ids.
     pub(super) fn offering<'a>(&'a self, model: &ModelId) -> impl Iterator<Item = (ProviderId, &'a Node)> {
         self.by_model
