@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::metrics::{JobEnd, Metrics};
 use crate::state::{
-    ConnId, Coordinator, Effect, Event, HoldOrder, Receipt, Reply, SettleOrder, Submission, TICK,
+    ConnId, Coordinator, Effect, Event, HoldOrder, Receipt, Reply, SettleOrder, Standing, Submission, TICK,
 };
 use crate::store::{Lease, Store, StoreError};
 
@@ -44,6 +44,8 @@ const HOLD_LEASE: Duration = Duration::from_secs(120);
 /// When to settle again where the disk was full or another process held the database: within the lease.
 const SETTLE_AGAIN_AFTER: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+/// After 60 days nothing is left of a reputation: 30 half-lives.
+const FORGOTTEN_AFTER_MS: u64 = 60 * 24 * 3600 * 1000;
 /// How often the leases of running jobs are renewed and dead ones are voided.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
 
@@ -262,6 +264,7 @@ impl Loop {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renew = tokio::time::interval(RENEW_EVERY);
+        self.remember().await;
         loop {
             tokio::select! {
                 biased;
@@ -345,6 +348,8 @@ impl Loop {
             Effect::Hold(order) => self.hold(order),
             Effect::Settle(order) => self.settle(order),
             Effect::Checkpoint(order) => self.checkpoint(order),
+            Effect::Refuse(order) => self.refuse(order),
+            Effect::NoteStandings(standings) => self.note_standings(standings),
             Effect::Void { job } => self.void(job),
             Effect::Reply { job, reply } => return self.reply(job, reply),
         }
@@ -423,6 +428,36 @@ impl Loop {
                 warn!(%job, %error, "what a job has delivered could not be noted");
             }
         });
+    }
+
+    fn refuse(&self, order: SettleOrder) {
+        let (job, provider, verdict) = (order.job, order.provider, order.verdict);
+        warn!(%job, %provider, verdict = verdict.code(), "a result was refused; nobody pays for it");
+        let noted = self.store.refuse(order, now());
+        tokio::spawn(async move {
+            if let Err(error) = noted.await {
+                warn!(%job, %error, "a refused result could not be noted");
+            }
+        });
+    }
+
+    fn note_standings(&self, standings: Vec<Standing>) {
+        let noted = self.store.note_standings(standings);
+        tokio::spawn(async move {
+            if let Err(error) = noted.await {
+                warn!(%error, "what is thought of providers could not be noted");
+            }
+        });
+    }
+
+    /// Brings back what an earlier process thought of providers.
+    async fn remember(&mut self) {
+        let now = now();
+        let since = Timestamp::from_millis(now.as_millis().saturating_sub(FORGOTTEN_AFTER_MS));
+        match self.store.standings(since).await {
+            Ok(standings) => self.handle(Event::Remembered(standings)),
+            Err(error) => warn!(%error, "what was thought of providers is not known; all begin anew"),
+        }
     }
 
     fn void(&mut self, job: JobId) {

@@ -8,6 +8,7 @@
 //! | [`config`] | what an operator can set, and where it comes from |
 //! | [`hardware`], [`power`] | what machine this is, and what keeps it awake |
 //! | [`status`] | what a running node tells of itself |
+//! | [`doctor`] | what is right, what is wrong, and what to do about it |
 //! | [`cli`], [`signals`] | the binary's command line and its end |
 //!
 //! [`run`] serves a network and [`serve_local`] serves this machine; both take the caller's tokio runtime and a future
@@ -29,6 +30,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod hardware;
 pub mod local;
 pub mod power;

@@ -3,6 +3,7 @@
 //! Looked for in this order: the folder that the operator named, the bundled model, the Hugging Face cache. The cache
 //! is only read: whatever its own tools have downloaded is used where it lies.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,9 @@ use crate::config::{DEFAULT_MODEL, ModelChoice};
 
 /// Folder of the bundled model, in the node's.
 const BUNDLED_DIR: &str = "models/ram-demo";
+/// What names the files of a model whose weights are in several.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
 /// The revision that the cache's tools download unless told otherwise.
 const DEFAULT_REVISION: &str = "main";
 
@@ -124,6 +128,31 @@ pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferEr
         Bytes::new(keys_and_values.into_iter().fold(1, u64::saturating_mul)),
         Bytes::new(values.saturating_mul(4)),
     ))
+}
+
+/// Whether the folder of a model is whole and of a kind that the engine runs, by a look at its small files.
+///
+/// # Errors
+/// Those of [`ModelConfig::read`], and [`InferError::MissingFile`] for weights that the index names, or a tokenizer,
+/// that are not there, as a download that was cut short leaves behind.
+pub(crate) fn inspect(dir: &Path) -> Result<(), InferError> {
+    needs(dir, Workload::default())?;
+    let shards =
+        fs::read(dir.join(INDEX_FILE)).ok().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
+    let shards =
+        shards.map(|index| index.weight_map.into_values().collect::<BTreeSet<_>>()).unwrap_or_default();
+    for file in shards.into_iter().chain([TOKENIZER_FILE.to_owned()]) {
+        if !dir.join(&file).is_file() {
+            return Err(InferError::MissingFile { file });
+        }
+    }
+    Ok(())
+}
+
+/// Which file holds which tensor; the engine reads it with more care.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 /// The longest prompt with its answer that the model in `dir` takes.
@@ -234,6 +263,25 @@ mod tests {
         check(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/c")], Some("/c/huggingface/hub"));
         check(&[("HOME", "/u"), ("HF_HOME", "/hf"), ("HF_HUB_CACHE", "")], Some("/hf/hub"));
         check(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/hub")], Some("/hub"));
+    }
+
+    #[test]
+    fn a_download_that_was_cut_short_is_told_by_the_file_that_is_missing() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = find(&choice("ram-demo"), home.path(), None).unwrap().dir;
+        let missing = || match inspect(&dir) {
+            Err(InferError::MissingFile { file }) => Some(file),
+            other => other.map(|()| None).unwrap(),
+        };
+        assert_eq!(missing(), None);
+        let index = r#"{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}"#;
+        fs::write(dir.join(INDEX_FILE), index).unwrap();
+        assert_eq!(missing().as_deref(), Some("model-2.safetensors"));
+        fs::remove_file(dir.join(INDEX_FILE)).unwrap();
+        fs::remove_file(dir.join(TOKENIZER_FILE)).unwrap();
+        assert_eq!(missing().as_deref(), Some(TOKENIZER_FILE));
+        fs::remove_file(dir.join("model.safetensors")).unwrap();
+        assert_eq!(missing().as_deref(), Some("model.safetensors"));
     }
 
     #[test]

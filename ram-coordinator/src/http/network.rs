@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use ram_core::id::ProviderId;
 use ram_proto::openai::ApiError;
 use ram_proto::rest::{Health, ProviderView, Ready, ReadyCheck};
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Gateway;
 use super::error::Refusal;
+use crate::state::Coordinator;
 
 /// How long a probe waits for the store: less than the second or more that probes themselves wait.
 const PROBE_WITHIN: Duration = Duration::from_millis(900);
@@ -45,13 +47,22 @@ pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response
     front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
 }
 
+/// What a request for one provider may ask for.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Asked {
+    explain: Option<String>,
+}
+
 pub(super) async fn provider(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
+    Query(asked): Query<Asked>,
 ) -> Result<Json<ProviderView>, Refusal> {
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
-    let view = gateway.handle.ask(move |core, _| core.provider(id)).await?;
+    let explain = matches!(asked.explain.as_deref(), Some("1" | "true"));
+    let view = move |core: &Coordinator, now| if explain { core.explain(id, now) } else { core.provider(id) };
+    let view = gateway.handle.ask(view).await?;
     Ok(Json(view.ok_or_else(unknown)?))
 }
 
