@@ -38,6 +38,7 @@ pub use replies::Replies;
 /// Inputs that may wait for the loop; whoever brings more waits itself, so sockets feel it as back-pressure.
 const INBOX_MAX: usize = 1024;
 /// Messages that may wait for one provider. Each is small but for prompts, of which it has at most its slots' worth.
+/// They wait in boxes: a channel makes room for 32 at once, and an idle provider shall not cost a page.
 const OUTBOX_MAX: usize = 256;
 /// How long money stays set aside for a job that nobody vouches for: what a crash can cost a user in waiting.
 const HOLD_LEASE: Duration = Duration::from_secs(120);
@@ -97,7 +98,7 @@ pub struct Handle {
 
 /// What reaches the loop.
 enum Input {
-    Opened(ConnId, Nonce, mpsc::Sender<ToProvider>),
+    Opened(ConnId, Nonce, mpsc::Sender<Box<ToProvider>>),
     Happened(Event),
     Submit(Box<Submission>, ReplySender),
     Ask(Question),
@@ -170,7 +171,7 @@ impl Handle {
     }
 
     /// A provider's socket opened: what is sent to it comes out of the outbox, which ends when it shall close.
-    pub(crate) async fn socket_opened(&self) -> Result<(ConnId, mpsc::Receiver<ToProvider>), Gone> {
+    pub(crate) async fn socket_opened(&self) -> Result<(ConnId, mpsc::Receiver<Box<ToProvider>>), Gone> {
         let conn = ConnId(self.conns.fetch_add(1, Ordering::Relaxed));
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(|_| Gone)?;
@@ -239,7 +240,7 @@ struct Loop {
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
     to_inbox: mpsc::Sender<Input>,
-    outboxes: HashMap<ConnId, mpsc::Sender<ToProvider>>,
+    outboxes: HashMap<ConnId, mpsc::Sender<Box<ToProvider>>>,
     users: HashMap<JobId, User>,
     /// Jobs with money set aside, whose leases we renew.
     held: BTreeSet<JobId>,
@@ -343,7 +344,7 @@ impl Loop {
     /// Does one thing; answers what happened by doing it, if anything did at once.
     fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Send { conn, message } => return self.send(conn, *message),
+            Effect::Send { conn, message } => return self.send(conn, message),
             Effect::Close { conn } => drop(self.outboxes.remove(&conn)),
             Effect::Hold(order) => self.hold(order),
             Effect::Settle(order) => self.settle(order),
@@ -356,8 +357,8 @@ impl Loop {
         None
     }
 
-    fn send(&mut self, conn: ConnId, message: ToProvider) -> Option<Event> {
-        match &message {
+    fn send(&mut self, conn: ConnId, message: Box<ToProvider>) -> Option<Event> {
+        match &*message {
             ToProvider::Registered { provider, .. } => {
                 info!(%provider, conn = conn.0, "a provider registered");
             }

@@ -106,7 +106,7 @@ struct Reader {
     conn: ConnId,
     handle: Handle,
     stream: SplitStream<WebSocket>,
-    answers: mpsc::Sender<ToProvider>,
+    answers: mpsc::Sender<Box<ToProvider>>,
     is_registered: watch::Receiver<bool>,
     pace: Pace,
     received: Counter,
@@ -131,7 +131,8 @@ impl Reader {
             let taken = match control::decode::<ToCoordinator>(&text) {
                 Ok(Decoded::Known(message)) => self.handle.provider_said(self.conn, message).await,
                 Ok(Decoded::Unknown { of }) => {
-                    self.answers.send(ToProvider::Unsupported { of }).await.map_err(|_| Gone)
+                    let answer = Box::new(ToProvider::Unsupported { of });
+                    self.answers.send(answer).await.map_err(|_| Gone)
                 }
                 Err(ControlError::Malformed { of, .. }) => return Closing::Malformed(of),
                 Err(ControlError::TooLong { .. }) => return Closing::TooLong,
@@ -148,8 +149,8 @@ impl Reader {
 /// What goes out.
 struct Writer {
     sink: SplitSink<WebSocket, Message>,
-    outbox: mpsc::Receiver<ToProvider>,
-    answered: mpsc::Receiver<ToProvider>,
+    outbox: mpsc::Receiver<Box<ToProvider>>,
+    answered: mpsc::Receiver<Box<ToProvider>>,
     registered: watch::Sender<bool>,
     sent: Counter,
 }
@@ -163,10 +164,10 @@ impl Writer {
                 Some(answer) = self.answered.recv() => Some(answer),
             };
             let Some(message) = message else { return Closing::Ended };
-            if matches!(message, ToProvider::Registered { .. }) {
+            if matches!(*message, ToProvider::Registered { .. }) {
                 self.registered.send_replace(true);
             }
-            let frame = Message::Text(control::encode(&message).into());
+            let frame = Message::Text(control::encode(&*message).into());
             match timeout(SEND_WITHIN, self.sink.send(frame)).await {
                 Ok(Ok(())) => {
                     self.sent.inc();

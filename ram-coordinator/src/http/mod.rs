@@ -8,6 +8,7 @@ mod admission;
 mod auth;
 mod body;
 mod chat;
+mod choices;
 mod cors;
 mod error;
 mod front;

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use ram_chain::pricing;
 use ram_core::catalog::ModelSpec;
-use ram_core::chat::ChatMessage;
+use ram_core::chat::tools::{PromptJson, Tool, ToolCall};
+use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::id::{Attempt, JobId, ModelId, ProviderId, WalletAddress};
 use ram_core::job::{FinishReason, Job, TokenLogprob, Usage};
 use ram_core::memory::{self, Workload};
@@ -36,6 +37,10 @@ use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
+/// Added where there are tools: what templates say about how to call them, of which the longest take some 600.
+const TEMPLATE_TOKENS_FOR_TOOLS: u64 = 1024;
+/// How much longer JSON can become when a template writes it again: blanks behind `:` and `,`, and lines set in.
+const JSON_GROWTH: u64 = 2;
 /// Longest text of one token, generously: what an honest provider never passes, and a liar cannot.
 const TEXT_BYTES_PER_TOKEN_MAX: u64 = 1024;
 
@@ -68,7 +73,7 @@ pub(super) struct JobRecord {
     pub(super) price_per_1k: XRam,
     /// Most tokens that the prompt can have.
     pub(super) prompt_bound: TokenCount,
-    /// Bytes of the prompt's words.
+    /// Bytes that the prompt takes, at most: a token has one or more.
     pub(super) prompt_bytes: Bytes,
     /// Providers that had their try.
     pub(super) tried: Vec<ProviderId>,
@@ -105,6 +110,7 @@ pub(super) struct Run {
     /// What was delivered, for its validation.
     pub(super) digest: Digest,
     pub(super) logprobs: u64,
+    pub(super) tool_calls: u64,
     pub(super) checkpoint: Checkpoint,
 }
 
@@ -115,12 +121,35 @@ pub(super) struct Checkpoint {
     pub(super) delivered: TokenCount,
 }
 
+/// Most tokens that a turn can become: one for each byte, and what the template writes around it and its calls.
+fn tokens_of_message(message: &ChatMessage) -> u64 {
+    let of = |text: &Option<PromptText>| text.as_ref().map_or(0, |text| text.as_str().len());
+    let words = message.content.as_str().len() + of(&message.name) + of(&message.tool_call_id);
+    let call = |call: &ToolCall| JSON_GROWTH * call.text_bytes() as u64 + TEMPLATE_TOKENS_PER_MESSAGE;
+    words as u64 + TEMPLATE_TOKENS_PER_MESSAGE + message.tool_calls.iter().map(call).sum::<u64>()
+}
+
+/// Most tokens that tools and template variables can become.
+fn tokens_of_tools(tools: &[Tool], kwargs: &PromptJson) -> u64 {
+    let around = if tools.is_empty() { 0 } else { TEMPLATE_TOKENS_FOR_TOOLS };
+    let each = |tool: &Tool| JSON_GROWTH * json_bytes(tool.function()) + TEMPLATE_TOKENS_PER_MESSAGE;
+    let kwargs = if kwargs.is_empty() { 0 } else { JSON_GROWTH * json_bytes(kwargs) };
+    around + tools.iter().map(each).sum::<u64>() + kwargs
+}
+
+/// How long an object is as JSON.
+fn json_bytes(object: &PromptJson) -> u64 {
+    serde_json::to_vec(object).map_or(0, |json| json.len() as u64) // plain JSON always has a form
+}
+
 /// How much an answer can be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     tokens: TokenCount,
     /// Alternatives that were asked for with each token; `None`: no log-probabilities at all.
     alternatives: Option<u8>,
+    /// Whether there are functions that it may call.
+    has_tools: bool,
 }
 
 impl Bounds {
@@ -246,21 +275,29 @@ impl Run {
     /// more than was asked for.
     #[must_use]
     pub(super) fn take(&mut self, chunk: &Chunk, bounds: Bounds) -> bool {
-        let bytes =
-            self.delivered_bytes + (chunk.content.as_str().len() + chunk.reasoning.as_str().len()) as u64;
+        let calls: usize = chunk.tool_calls.iter().map(ToolCall::text_bytes).sum();
+        let text = chunk.content.as_str().len() + chunk.reasoning.as_str().len() + calls;
+        let bytes = self.delivered_bytes + text as u64;
         let logprobs = self.logprobs + chunk.logprobs.len() as u64;
+        let tool_calls = self.tool_calls + chunk.tool_calls.len() as u64;
         let delivered = self.delivered + chunk.tokens;
         let is_honest = self.prompt.is_some()
             && chunk.seq == self.next_seq
             && delivered <= bounds.tokens
             && bytes <= (bounds.tokens.get() + 1).saturating_mul(TEXT_BYTES_PER_TOKEN_MAX)
             && logprobs <= delivered.get()
+            && tool_calls <= if bounds.has_tools { delivered.get() } else { 0 }
             && chunk.logprobs.iter().all(|token| bounds.allow(token));
         if is_honest {
             self.next_seq += 1;
             self.digest.take(Part::Content, chunk.content.as_str());
             self.digest.take(Part::Reasoning, chunk.reasoning.as_str());
-            (self.delivered, self.delivered_bytes, self.logprobs) = (delivered, bytes, logprobs);
+            for call in &chunk.tool_calls {
+                self.digest.take(Part::ToolCall, call.name.as_str());
+                self.digest.take(Part::ToolCall, call.arguments.as_str());
+            }
+            (self.delivered, self.delivered_bytes) = (delivered, bytes);
+            (self.logprobs, self.tool_calls) = (logprobs, tool_calls);
         }
         is_honest
     }
@@ -275,13 +312,10 @@ impl JobRecord {
     ) -> Self {
         let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
             submission;
-        let bytes = |message: &ChatMessage| {
-            let name = message.name.as_ref().map_or(0, |name| name.as_str().len());
-            Bytes::new((message.content.as_str().len() + name) as u64)
-        };
-        let prompt_bytes: Bytes = messages.iter().map(bytes).sum();
-        let template = TokenCount::new(TEMPLATE_TOKENS_PER_MESSAGE).saturating_mul(messages.len() as u64);
-        let prompt_bound = TokenCount::new(prompt_bytes.get()) + template;
+        let prompt_bound = TokenCount::new(
+            messages.iter().map(tokens_of_message).sum::<u64>()
+                + tokens_of_tools(&tools, &chat_template_kwargs),
+        );
         Self {
             job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },
             spec,
@@ -290,7 +324,7 @@ impl JobRecord {
             preferred,
             price_per_1k,
             prompt_bound,
-            prompt_bytes,
+            prompt_bytes: Bytes::new(prompt_bound.get()),
             tried: Vec::new(),
             attempts: None,
             phase: Phase::Holding { abandoned: false },
@@ -336,6 +370,9 @@ impl JobRecord {
             message.role.hash(&mut hasher);
             message.content.hash(&mut hasher);
             message.name.hash(&mut hasher);
+            for call in &message.tool_calls {
+                call.arguments.hash(&mut hasher);
+            }
         }
         hasher.finish()
     }
@@ -366,7 +403,11 @@ impl JobRecord {
 
     /// How much an answer to this job can be.
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds { tokens: self.job.params.max_tokens, alternatives: self.job.params.sampling.top_logprobs }
+        Bounds {
+            tokens: self.job.params.max_tokens,
+            alternatives: self.job.params.sampling.top_logprobs,
+            has_tools: !self.job.tools.is_empty(),
+        }
     }
 
     /// The checkpoint that is due now, if one is.

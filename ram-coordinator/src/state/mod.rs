@@ -517,6 +517,7 @@ impl Coordinator {
             delivered_bytes: 0,
             digest: Digest::new(),
             logprobs: 0,
+            tool_calls: 0,
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
