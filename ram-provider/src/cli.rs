@@ -16,6 +16,11 @@ use crate::doctor::{Colours, Patient};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
 use crate::{ProviderError, doctor, run, status};
 
+mod models;
+mod pull;
+
+pub use models::{ListArgs, ModelsCommand, PullArgs, RemoveArgs};
+
 /// Serves models to a RAM Aggregator network, or to this machine alone.
 #[derive(Debug, Parser)]
 #[command(name = "ram-provider", version)]
@@ -43,6 +48,9 @@ pub enum Command {
     ///
     /// Changes nothing. Exits with 0 when no check failed, else with 1; with --strict warnings count as failures.
     Doctor(DoctorArgs),
+    /// Show, fetch and remove models.
+    #[command(subcommand)]
+    Models(ModelsCommand),
 }
 
 /// `ram-provider run`.
@@ -166,6 +174,7 @@ impl Cli {
             }
             Command::Status(args) => return args.show(),
             Command::Doctor(args) => return args.examine().await,
+            Command::Models(command) => return command.run(shutdown).await,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use futures::FutureExt;
 use futures::future::join_all;
 use ram_core::chat::{ChatMessage, Role};
-use ram_core::job::{Failure, GenerationParams, Outcome, Sampling};
+use ram_core::id::JobId;
+use ram_core::job::{Failure, GenerationParams, Job, Outcome, Sampling};
 use ram_core::provider::{Hardware, ModelState};
 use ram_core::units::{Bytes, TokenCount};
 use ram_proto::openai::{ChatCompletion, ModelList};
@@ -77,7 +78,7 @@ fn ask(worker: &Worker, model: &str) -> PendingAnswer {
     let messages = vec![ChatMessage::new(Role::User, "What is the capital of France?")];
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let params = GenerationParams { max_tokens: TokenCount::new(32), stop: Vec::new(), sampling };
-    worker.answer(&model.parse().unwrap(), messages, params)
+    worker.answer(Job::new(JobId::from_bits(1), model.parse().unwrap(), messages, params))
 }
 
 /// The text of an answer, and how it ended.
