@@ -32,8 +32,9 @@ use ram_core::validate::{Digest, Part, Unrewarded, Verdict};
 
 use ram_proto::control::Chunk;
 
-use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 use crate::address::subscriber;
+
+use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
