@@ -6,8 +6,10 @@
 //!   "name": "studio",
 //!   "wallet": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
 //!   "models": ["ram-demo", "qwen3-8b", { "model": "llama-3.2-1b", "path": "/models/llama" }],
+//!   "preload": "first",
 //!   "memory_cap": "24GiB",
-//!   "slots": 4
+//!   "slots": 4,
+//!   "prevent_sleep": false
 //! }
 //! ```
 //!
@@ -56,10 +58,14 @@ pub struct ProviderConfig {
     pub wallet: Option<WalletAddress>,
     /// What it serves, in this order of importance.
     pub models: Vec<ModelChoice>,
+    /// Which of them are loaded at the start; the others are when they are first asked for.
+    pub preload: Preload,
     /// Most memory that models may take; `None` is all that the machine can use.
     pub memory_cap: Option<Bytes>,
     /// Jobs that run at once.
     pub slots: NonZeroU16,
+    /// Whether the machine is kept awake while the node runs.
+    pub prevent_sleep: bool,
 }
 
 impl ProviderConfig {
@@ -95,8 +101,10 @@ impl ProviderConfig {
             name: Some(self.name.clone()),
             wallet: self.wallet,
             models: Some(self.models.clone()),
+            preload: Some(self.preload.clone()),
             memory_cap: self.memory_cap.map(MemorySize),
             slots: Some(Slots(self.slots)),
+            prevent_sleep: Some(self.prevent_sleep),
         };
         serde_json::to_value(settings).expect("settings are plain data")
     }
@@ -124,10 +132,14 @@ pub struct Settings {
     pub wallet: Option<WalletAddress>,
     /// What to serve.
     pub models: Option<Vec<ModelChoice>>,
+    /// What to load at the start.
+    pub preload: Option<Preload>,
     /// Most memory for models.
     pub memory_cap: Option<MemorySize>,
     /// Jobs that run at once.
     pub slots: Option<Slots>,
+    /// Whether to keep the machine awake.
+    pub prevent_sleep: Option<bool>,
 }
 
 impl Settings {
@@ -161,8 +173,10 @@ impl Settings {
             name: take(&mut fields, "name")?,
             wallet: take(&mut fields, "wallet")?,
             models: take(&mut fields, "models")?,
+            preload: take(&mut fields, "preload")?,
             memory_cap: take(&mut fields, "memory_cap")?,
             slots: take(&mut fields, "slots")?,
+            prevent_sleep: take(&mut fields, "prevent_sleep")?,
         };
         Ok((settings, fields.into_iter().map(|(name, _)| name).collect()))
     }
@@ -175,8 +189,10 @@ impl Settings {
             name: self.name.or(below.name),
             wallet: self.wallet.or(below.wallet),
             models: self.models.or(below.models),
+            preload: self.preload.or(below.preload),
             memory_cap: self.memory_cap.or(below.memory_cap),
             slots: self.slots.or(below.slots),
+            prevent_sleep: self.prevent_sleep.or(below.prevent_sleep),
         }
     }
 
@@ -191,8 +207,10 @@ impl Settings {
                 .models
                 .filter(|models| !models.is_empty())
                 .unwrap_or_else(|| vec![ModelChoice::default()]),
+            preload: self.preload.unwrap_or_default(),
             memory_cap: self.memory_cap.map(|size| size.0),
             slots: self.slots.map_or(DEFAULT_SLOTS, |slots| slots.0),
+            prevent_sleep: self.prevent_sleep.unwrap_or(false),
         }
     }
 }
@@ -401,6 +419,58 @@ impl From<ModelChoice> for ModelChoiceForm {
     }
 }
 
+/// Which models are loaded at the start: `first`, `all`, `none`, or names with commas between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Preload {
+    /// The first one, which is the most important one: a node is ready soon and has something ready.
+    #[default]
+    First,
+    /// As many as fit together, in their order.
+    All,
+    /// None: each waits for its first job.
+    None,
+    /// These, by alias or full id.
+    Models(Vec<ModelId>),
+}
+
+impl FromStr for Preload {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = |name: &str| name.trim().parse::<ModelId>();
+        match text {
+            "first" => Ok(Self::First),
+            "all" => Ok(Self::All),
+            "none" => Ok(Self::None),
+            names => {
+                names.split(',').map(name).collect::<Result<_, _>>().map(Self::Models).map_err(|error| {
+                    format!("expected `first`, `all`, `none`, or models with commas between them: {error}")
+                })
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Preload {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Preload> for String {
+    fn from(preload: Preload) -> Self {
+        match preload {
+            Preload::First => "first".to_owned(),
+            Preload::All => "all".to_owned(),
+            Preload::None => "none".to_owned(),
+            Preload::Models(names) => names.iter().map(ModelId::as_str).collect::<Vec<_>>().join(","),
+        }
+    }
+}
+
 /// An amount of memory as people write it: `24GiB` (2^30), `24GB` (10^9), `1.5 TB`, or bare bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "MemorySizeForm")]
@@ -554,7 +624,7 @@ mod tests {
             "coordinator": "ws://10.0.0.2:9/ws/provider", "name": "studio",
             "wallet": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
             "models": ["ram-demo", {"model": "a/b", "path": "/models/b"}, "c=/models/c"],
-            "memory_cap": "1.5GiB", "slots": 3
+            "memory_cap": "1.5GiB", "slots": 3, "preload": "ram-demo,a/b", "prevent_sleep": true
         }"#;
         let config = load(text).unwrap().config;
         assert_eq!(config.memory_cap, Some(Bytes::from_mib(1536)));
@@ -587,6 +657,8 @@ mod tests {
         check(r#"{"models": [7]}"#, &["`models`", "a model is given as"]);
         check(r#"{"memory_cap": "much"}"#, &["`memory_cap`", "24GiB"]);
         check(r#"{"slots": 0}"#, &["`slots`", "1 to 256"]);
+        check(r#"{"preload": "../x"}"#, &["`preload`", "`first`, `all`, `none`"]);
+        check(r#"{"prevent_sleep": "yes"}"#, &["`prevent_sleep`", "a boolean"]);
         let many: Vec<String> = (0..=OFFERS_MAX).map(|n| format!("m{n}")).collect();
         let error = load(&serde_json::json!({ "models": many }).to_string()).unwrap_err();
         assert_eq!(error, ConfigError::TooManyModels { given: OFFERS_MAX + 1 });

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 
 use ram_core::id::ModelId;
 use ram_core::memory::Verdict;
+use ram_core::units::Bytes;
 use ram_crypto::identity::IdentityError;
 use ram_infer::error::InferError;
 
 use crate::config::ConfigError;
+use crate::status::StatusError;
 
 /// Why a provider does not start or has stopped.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +22,29 @@ pub enum ProviderError {
     /// The node's keys.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A second node for one home.
+    #[error(
+        "a node runs in {} already ({}): stop it first, or give this one a home of its own with --home",
+        home.display(),
+        pid.map_or_else(|| "its process is not known".to_owned(), |pid| format!("process {pid}"))
+    )]
+    HomeTaken {
+        /// The home.
+        home: PathBuf,
+        /// The other node's process.
+        pid: Option<u32>,
+    },
+    /// A file in the home that cannot be used.
+    #[error("cannot use {}", path.display())]
+    Home {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The status of the node that runs here.
+    #[error(transparent)]
+    Status(#[from] StatusError),
     /// A model that lies nowhere on this machine.
     #[error(
         "`{model}` is not on this machine (looked into {}): fetch it with `hf download {id}`, \
@@ -40,7 +65,13 @@ pub enum ProviderError {
         /// Its full id.
         model: ModelId,
     },
-    /// A model that does not fit under the memory cap beside the others.
+    /// A model that shall be loaded at the start and is none of those that are served.
+    #[error("`{model}` is to be preloaded and is not among the models: name it with --model too")]
+    PreloadUnknown {
+        /// As it was asked for.
+        model: ModelId,
+    },
+    /// A model that does not fit under the memory cap, all others unloaded.
     #[error("`{model}` is {verdict}")]
     ModelTooLarge {
         /// Its full id.
@@ -81,4 +112,28 @@ pub enum ProviderError {
     /// The loading thread panicked: a bug of ours.
     #[error("loading failed; please report this with the log above")]
     LoadPanicked,
+}
+
+impl ProviderError {
+    /// The message with its causes, as one line.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            line = format!("{line}: {source}");
+            cause = source.source();
+        }
+        line
+    }
+
+    /// What a model that was refused for its size needs.
+    pub(crate) fn needs(&self) -> Option<Bytes> {
+        match self {
+            Self::ModelTooLarge { verdict, .. } => match **verdict {
+                Verdict::Fits { needed, .. } | Verdict::TooLarge { needed, .. } => Some(needed),
+            },
+            _ => None,
+        }
+    }
 }

@@ -41,7 +41,7 @@ use tracing::{info, warn};
 use crate::ProviderError;
 use crate::agent::{DRAIN_MAX, Piece};
 use crate::config::ProviderConfig;
-use crate::worker::{Answer, Served, Step, Worker};
+use crate::worker::{Model, PendingAnswer, Step, Worker};
 use crate::{hardware, run};
 
 /// Where the server listens unless told otherwise: this machine alone.
@@ -106,7 +106,7 @@ impl ApiKey {
     }
 }
 
-/// A server that is ready to serve: its models are loaded and its address is taken.
+/// A server that is ready to serve: its models are found, the first is loaded, and its address is taken.
 #[derive(Debug)]
 pub struct LocalServer {
     listener: TcpListener,
@@ -117,13 +117,13 @@ pub struct LocalServer {
 /// What the handlers share; cheap to clone.
 #[derive(Clone, Debug)]
 struct Shared {
-    worker: Arc<Worker>,
+    worker: Worker,
     api_key: Option<ApiKey>,
     since: Timestamp,
 }
 
 impl LocalServer {
-    /// Takes the address, then loads the models off the async threads.
+    /// Takes the address, then finds the models and loads those to be preloaded, off the async threads.
     ///
     /// # Errors
     /// [`ProviderError`], which says what to change: the address is taken, or a model is not there, too large or
@@ -136,7 +136,7 @@ impl LocalServer {
         let listener = TcpListener::bind(local.listen).await.map_err(not_taken)?;
         let address = listener.local_addr().map_err(not_taken)?;
         let loading = tokio::task::spawn_blocking(move || run::load(&config, &hardware::probe()?));
-        let worker = Arc::new(loading.await.map_err(|_| ProviderError::LoadPanicked)??);
+        let worker = loading.await.map_err(|_| ProviderError::LoadPanicked)??;
         Ok(Self { listener, address, shared: Shared { worker, api_key: local.api_key, since: run::now() } })
     }
 
@@ -281,7 +281,7 @@ impl IntoResponse for Refusal {
 // ---- /v1/models ----
 
 async fn models(State(shared): State<Shared>) -> Json<ModelList> {
-    let card = |served: &Arc<Served>| card(served.short_name().clone(), served, shared.since);
+    let card = |model: &Arc<Model>| card(model.short_name().clone(), model, shared.since);
     Json(shared.worker.models().map(card).collect::<Vec<_>>().into())
 }
 
@@ -292,12 +292,12 @@ async fn model(
 ) -> Result<Json<ModelCard>, Refusal> {
     let id: Option<ModelId> = id.ok().and_then(|Path(id)| id.parse().ok());
     let id = id.ok_or_else(|| ApiError::not_found("model"))?;
-    let served = shared.worker.model(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
-    Ok(Json(card(id, served, shared.since)))
+    let model = shared.worker.model(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
+    Ok(Json(card(id, model, shared.since)))
 }
 
-fn card(id: ModelId, served: &Served, since: Timestamp) -> ModelCard {
-    let owner = served.id().as_str().split_once('/').map_or("local", |(owner, _)| owner);
+fn card(id: ModelId, model: &Model, since: Timestamp) -> ModelCard {
+    let owner = model.id().as_str().split_once('/').map_or("local", |(owner, _)| owner);
     ModelCard { id, object: ModelObject::Model, created: since, owned_by: owner.to_owned() }
 }
 
@@ -336,7 +336,7 @@ async fn answer(shared: &Shared, number: JobId, request: ChatRequest) -> Result<
     };
     let ChatRequest { model, messages, delivery, .. } = request;
     let head = CompletionHead { id: CompletionId(number), created: run::now(), model };
-    let answer = Arc::clone(served).answer(messages, params).await?;
+    let answer = shared.worker.answer(served.id(), messages, params);
     match delivery {
         Delivery::Whole => whole(WholeAnswer::new(head, asked, NonZeroU8::MIN), answer)
             .await
@@ -377,7 +377,7 @@ fn announced(headers: &HeaderMap) -> Option<ByteCount> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
 }
 
-async fn whole(mut told: WholeAnswer, mut answer: Answer) -> Result<ChatCompletion, ApiError> {
+async fn whole(mut told: WholeAnswer, mut answer: PendingAnswer) -> Result<ChatCompletion, ApiError> {
     loop {
         match answer.next().await {
             Some(Step::Started { .. }) => {}
@@ -393,7 +393,7 @@ async fn whole(mut told: WholeAnswer, mut answer: Answer) -> Result<ChatCompleti
 }
 
 /// Waits for the first word, then streams; an error before it keeps its status.
-async fn stream(told: StreamedAnswer, answer: Answer) -> Result<Response, ApiError> {
+async fn stream(told: StreamedAnswer, answer: PendingAnswer) -> Result<Response, ApiError> {
     let mut streaming = Streaming { told: Some(told), answer };
     let first = match timeout(HELD_BACK, streaming.first_step()).await {
         Ok(Some(Step::End(Outcome::Failed { failure }))) => return Err(failure.into()),
@@ -416,7 +416,7 @@ async fn stream(told: StreamedAnswer, answer: Answer) -> Result<Response, ApiErr
 struct Streaming {
     /// `None` once the last frame is out.
     told: Option<StreamedAnswer>,
-    answer: Answer,
+    answer: PendingAnswer,
 }
 
 impl Streaming {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ram_core::catalog;
 use ram_core::id::ModelId;
 use ram_core::memory::{Breakdown, PREFILL_CHUNK, Workload};
-use ram_core::units::Bytes;
+use ram_core::units::{Bytes, TokenCount};
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
@@ -91,9 +91,13 @@ fn cached(cache: &Path, id: &ModelId) -> Option<PathBuf> {
 /// What the model in `dir` needs, by its own files rather than by the catalogue's word for its name.
 ///
 /// # Errors
-/// Those of [`ModelConfig::read`].
+/// Those of [`ModelConfig::read`], and [`InferError::MissingFile`] when the folder holds no weights at all.
 pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferError> {
     let config = ModelConfig::read(dir)?;
+    let weights = weight_bytes(dir);
+    if weights == Bytes::ZERO {
+        return Err(InferError::MissingFile { file: "model.safetensors".to_owned() });
+    }
     let context = workload.context.min(config.context).get();
     let slots = u64::from(workload.slots);
     let wide = |width: usize| u64::try_from(width).unwrap_or(u64::MAX);
@@ -116,10 +120,18 @@ pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferEr
     );
     let values = width.saturating_mul(PREFILL_CHUNK.get()).saturating_add(vocab.saturating_mul(slots));
     Ok(Breakdown::new(
-        weight_bytes(dir),
+        weights,
         Bytes::new(keys_and_values.into_iter().fold(1, u64::saturating_mul)),
         Bytes::new(values.saturating_mul(4)),
     ))
+}
+
+/// The longest prompt with its answer that the model in `dir` takes.
+///
+/// # Errors
+/// Those of [`ModelConfig::read`].
+pub(crate) fn context(dir: &Path) -> Result<TokenCount, InferError> {
+    ModelConfig::read(dir).map(|config| config.context)
 }
 
 /// Bytes of one cached value: f32 on a CPU, 16 bits on a GPU.

@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ram_core::job::{Failure, Job, Outcome};
+use ram_core::job::Job;
 use ram_core::provider::{Hardware, ProviderSpec};
 use ram_core::units::Timestamp;
 use ram_crypto::identity::NodeIdentity;
@@ -18,12 +18,18 @@ use crate::agent::{Agent, AgentConfig, Effect, Event, Ticket};
 use crate::config::{CoordinatorUrl, ProviderConfig};
 use crate::hardware;
 use crate::link::{Heard, Link};
+use crate::lock::HomeLock;
+use crate::status::Teller;
 use crate::worker::{self, Step, Worker};
 
 /// Events of answers that may wait for the agent; then the answers wait, and after them the engines' own queues fill.
 const INBOX_MAX: usize = 1024;
 /// Longest wait for the last words to leave the socket when the node stops.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
+/// How often the node looks at what nothing tells it.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often heat is asked for, which takes a process: as often as a coordinator hears of it.
+const HEAT_EVERY: Duration = Duration::from_secs(10);
 
 /// Serves the network until `shutdown`, then drains: what runs may end for half a minute, and nothing new is taken.
 ///
@@ -43,15 +49,11 @@ pub async fn run(config: ProviderConfig, shutdown: impl Future<Output = ()>) -> 
     Ok(())
 }
 
-/// Loads the models of the configuration and says what was loaded.
+/// Finds the models of the configuration and loads those to be preloaded.
 pub(crate) fn load(config: &ProviderConfig, hardware: &Hardware) -> Result<Worker, ProviderError> {
     let cap = worker::memory_cap(config, hardware);
     info!(chip = hardware.chip, usable = %hardware.usable_memory, %cap, "loading");
-    let worker = Worker::load(config, hardware)?;
-    for served in worker.models() {
-        info!(model = %served.id(), context = %served.context(), "loaded");
-    }
-    Ok(worker)
+    Worker::open(config, hardware)
 }
 
 /// A provider that is ready to connect.
@@ -59,12 +61,14 @@ struct Node {
     agent: Agent,
     shell: Shell,
     inbox: mpsc::Receiver<Event>,
+    teller: Teller,
+    _lock: HomeLock,
 }
 
 /// All that acts.
 struct Shell {
     coordinator: CoordinatorUrl,
-    worker: Arc<Worker>,
+    worker: Worker,
     link: Option<Link>,
     /// The link before, while its last words leave.
     closing: Option<JoinHandle<()>>,
@@ -76,8 +80,13 @@ struct Shell {
 impl Node {
     fn prepare(config: &ProviderConfig) -> Result<Self, ProviderError> {
         let identity = NodeIdentity::open_or_create(&config.home)?;
+        let lock = HomeLock::take(&config.home)?;
         let hardware = hardware::probe()?;
-        let worker = load(config, &hardware)?;
+        let mut teller = Teller::new(config, &identity, &hardware, now());
+        let worker = load(config, &hardware).inspect_err(|error| teller.not_started(error, now()))?;
+        if config.prevent_sleep {
+            teller.prevent_sleep();
+        }
         if config.coordinator.is_exposed() {
             warn!(coordinator = %config.coordinator, "prompts travel unencrypted: use wss:// beyond a network of your own");
         }
@@ -92,7 +101,7 @@ impl Node {
         };
         let agent_config = AgentConfig {
             spec,
-            memory_free: worker.memory_free(),
+            memory_free: worker.memory_for_a_load(),
             slots,
             queue_max: worker::queue_max(slots),
             jitter_seed: getrandom::u64().map_err(|_| ProviderError::NoRandomness)?,
@@ -101,54 +110,58 @@ impl Node {
         let (events, inbox) = mpsc::channel(INBOX_MAX);
         let shell = Shell {
             coordinator: config.coordinator.clone(),
-            worker: Arc::new(worker),
+            worker,
             link: None,
             closing: None,
             answers: HashMap::new(),
             events,
             is_done: false,
         };
-        Ok(Self { agent: Agent::new(agent_config, Arc::new(identity)), shell, inbox })
+        let agent = Agent::new(agent_config, Arc::new(identity));
+        Ok(Self { agent, shell, inbox, teller, _lock: lock })
     }
 
     async fn serve(mut self, mut shutdown: impl Future<Output = ()> + Unpin) {
         let mut drained = false;
         let mut effects = Vec::new();
+        let mut changes = self.shell.worker.changes();
+        // A model whose load failed is offered again when its back-off is over, which nothing else tells.
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        if hardware::TELLS_HEAT {
+            tokio::spawn(watch_heat(self.shell.events.clone()));
+        }
         while !self.shell.is_done {
             let sleep = self.agent.wake_at().map(|at| at.since(now()));
             let event = tokio::select! {
-                heard = self.shell.heard() => self.shell.event_of(heard),
+                heard = self.shell.heard() => self.event_of(heard),
                 Some(event) = self.inbox.recv() => event,
+                Ok(()) = changes.changed() => self.offers(),
+                _ = look.tick() => self.offers(),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => Event::Wake,
                 () = &mut shutdown, if !drained => {
                     drained = true;
                     Event::DrainRequested
                 }
             };
-            let ended = if let Event::Ended { ticket, .. } = event { Some(ticket) } else { None };
-            self.handle(event, &mut effects);
-            if let Some(ticket) = ended {
+            if let Event::Ended { ticket, .. } = event {
                 self.shell.answers.remove(&ticket);
-                let (offers, memory_free) = (self.shell.worker.offers(), self.shell.worker.memory_free());
-                self.handle(Event::Offers { offers, memory_free }, &mut effects); // a speed may be known now
             }
+            self.handle(event, &mut effects);
         }
         self.shell.leave().await;
+        self.teller.finish().await;
+        info!("stopped");
     }
 
     fn handle(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let mut news = matches!(event, Event::Offers { .. });
         self.agent.handle(event, now(), effects);
         for effect in effects.drain(..) {
+            news |= self.teller.saw(&effect, now());
             self.shell.perform(effect);
         }
-    }
-}
-
-impl Shell {
-    async fn heard(&mut self) -> Heard {
-        match &mut self.link {
-            Some(link) => link.heard().await,
-            None => std::future::pending().await,
+        if news {
+            self.teller.tell(&self.agent, &self.shell.worker, now());
         }
     }
 
@@ -157,10 +170,25 @@ impl Shell {
             Heard::Up => Event::LinkUp,
             Heard::Message(message) => Event::Message(message),
             Heard::Down(error) => {
-                warn!(coordinator = %self.coordinator, "{error}");
-                self.link = None;
+                warn!(coordinator = %self.shell.coordinator, "{error}");
+                self.teller.link_failed(error.to_string(), now());
+                self.shell.link = None;
                 Event::LinkDown
             }
+        }
+    }
+
+    fn offers(&self) -> Event {
+        let worker = &self.shell.worker;
+        Event::Offers { offers: worker.offers(), memory_free: worker.memory_for_a_load() }
+    }
+}
+
+impl Shell {
+    async fn heard(&mut self) -> Heard {
+        match &mut self.link {
+            Some(link) => link.heard().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -174,7 +202,7 @@ impl Shell {
             }
             Effect::CloseLink => self.closing = self.link.take().map(Link::close),
             Effect::Generate { ticket, job } => {
-                let task = tokio::spawn(answer(Arc::clone(&self.worker), ticket, job, self.events.clone()));
+                let task = tokio::spawn(answer(self.worker.clone(), ticket, job, self.events.clone()));
                 self.answers.insert(ticket, task.abort_handle());
             }
             Effect::CancelGeneration(ticket) => {
@@ -195,21 +223,12 @@ impl Shell {
         if let Some(closing) = self.closing {
             let _ = tokio::time::timeout(LAST_WORDS_MAX, closing).await;
         }
-        info!("stopped");
     }
 }
 
 /// Runs one job and tells the agent of it; ends early when aborted.
-async fn answer(worker: Arc<Worker>, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
-    let failed = |failure| Event::Ended { ticket, outcome: Outcome::Failed { failure } };
-    let begun = match worker.model(&job.model) {
-        Some(served) => Arc::clone(served).answer(job.messages, job.params).await,
-        None => Err(Failure::ModelUnavailable),
-    };
-    let mut answer = match begun {
-        Ok(answer) => answer,
-        Err(failure) => return drop(events.send(failed(failure)).await),
-    };
+async fn answer(worker: Worker, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
+    let mut answer = worker.answer(&job.model, job.messages, job.params);
     while let Some(step) = answer.next().await {
         let event = match step {
             Step::Started { prompt } => Event::Started { ticket, prompt },
@@ -218,6 +237,18 @@ async fn answer(worker: Arc<Worker>, ticket: Ticket, job: Job, events: mpsc::Sen
         };
         if events.send(event).await.is_err() {
             return; // the node is gone
+        }
+    }
+}
+
+/// Tells the agent of heat, until the node is gone.
+async fn watch_heat(events: mpsc::Sender<Event>) {
+    let mut look = tokio::time::interval(HEAT_EVERY);
+    loop {
+        look.tick().await;
+        let Ok(thermal) = tokio::task::spawn_blocking(hardware::thermal).await else { return };
+        if events.send(Event::Thermal(thermal)).await.is_err() {
+            return;
         }
     }
 }

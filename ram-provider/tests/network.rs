@@ -8,14 +8,14 @@ use futures::{SinkExt, StreamExt};
 use ram_core::chat::{ChatMessage, Role};
 use ram_core::id::{Attempt, Epoch, JobId};
 use ram_core::job::{Failure, GenerationParams, Job, Outcome, Sampling, Usage};
-use ram_core::provider::ModelState;
+use ram_core::provider::{ModelOffer, ModelState};
 use ram_core::units::{Bytes, TokenCount};
 use ram_crypto::statement::{Expected, Statement};
 use ram_proto::control::{
     Capabilities, Decoded, NodeStatement, Nonce, Register, ToCoordinator, ToProvider, decode, encode,
 };
 use ram_provider::ProviderError;
-use ram_provider::config::ProviderConfig;
+use ram_provider::config::{Preload, ProviderConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -224,6 +224,32 @@ async fn a_node_registers_and_answers() {
     session.say(&run(2, short())).await;
     assert_eq!(session.hear_answer().await.text, heard.text, "same seed, same prompt, same text");
     drop(node);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_on_disk_is_offered_as_such_and_loaded_by_its_first_job() {
+    let coordinator = Coordinator::listen().await;
+    let home = tempfile::tempdir().unwrap();
+    let mut config = config(home.path(), &coordinator);
+    config
+        .models
+        .push(format!("own/twin={}", home.path().join("models/ram-demo").display()).parse().unwrap());
+    config.preload = Preload::Models(vec!["own/twin".parse().unwrap()]);
+    let _node = tokio::spawn(ram_provider::run(config, std::future::pending()));
+    let (mut session, register) = coordinator.admit(1).await;
+    let states = |offers: &[ModelOffer]| offers.iter().map(|offer| offer.state).collect::<Vec<_>>();
+    assert_eq!(states(&register.spec.offers), [ModelState::OnDisk, ModelState::Loaded]);
+    let free = register.load.memory_free;
+    session.say(&run(1, short())).await;
+    assert!(session.hear_answer().await.text.contains("Paris"));
+    loop {
+        if let ToCoordinator::Heartbeat { offers, load, .. } = session.hear().await
+            && states(&offers) == [ModelState::Loaded; 2]
+        {
+            assert!(load.memory_free < free, "what the model took is free no more");
+            return;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

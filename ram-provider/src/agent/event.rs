@@ -7,7 +7,7 @@ use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
 use ram_core::id::{Epoch, ProviderId};
 use ram_core::job::{Job, Outcome, TokenLogprob};
-use ram_core::provider::ModelOffer;
+use ram_core::provider::{ModelOffer, Thermal};
 use ram_core::units::{Bytes, TokenCount};
 use ram_proto::control::{Decoded, RejectReason, ToCoordinator, ToProvider};
 
@@ -62,13 +62,15 @@ pub enum Event {
         /// How.
         outcome: Outcome,
     },
-    /// What this node serves has changed: a model is loaded, or its speed is known.
+    /// What this node serves has changed: a model was loaded, gave way or failed, or its speed is known.
     Offers {
         /// All that is served now.
         offers: Vec<ModelOffer>,
         /// Memory under the cap that nothing uses yet.
         memory_free: Bytes,
     },
+    /// How hot the machine is.
+    Thermal(Thermal),
     /// The operator wants the node to stop.
     DrainRequested,
 }
@@ -82,7 +84,7 @@ pub enum Effect {
     Send(ToCoordinator),
     /// Say what is still to be said, then close the socket; no event of it may follow.
     CloseLink,
-    /// Run this job; answer with `Started`, `Piece`s and one `Ended`.
+    /// Run this job; answer with `Started`, `Piece`s and one `Ended`. A model that is not in memory is loaded first.
     Generate {
         /// The run.
         ticket: Ticket,

@@ -30,17 +30,17 @@ use std::time::Duration;
 
 use ram_core::id::{Attempt, Epoch, JobId, ModelId, ProviderId};
 use ram_core::job::{Failure, Job, Outcome};
-use ram_core::provider::{Load, ModelOffer, ModelState, ProviderSpec, Thermal};
+use ram_core::provider::{Load, ModelOffer, ProviderSpec, Thermal};
 use ram_core::units::{Bytes, Timestamp};
 use ram_crypto::identity::NodeIdentity;
 use ram_proto::control::{Capabilities, Capability, Decoded, RejectReason, ToCoordinator, ToProvider};
 
 pub use event::{DrainedBy, Effect, Event, Note, Piece, Ticket};
+pub(crate) use wait::Wait;
 
 use backoff::Backoff;
 use batch::Run;
 use register::Challenge;
-use wait::Wait;
 
 /// Longest wait for the coordinator's next word of the handshake.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
@@ -82,6 +82,7 @@ pub struct Agent {
     tickets: u64,
     backoff: Backoff,
     drain: Option<Wait>,
+    thermal: Thermal,
 }
 
 /// Where the agent stands with the coordinator.
@@ -132,6 +133,7 @@ impl Agent {
             ended: VecDeque::new(),
             tickets: 0,
             drain: None,
+            thermal: Thermal::Nominal,
         }
     }
 
@@ -161,6 +163,7 @@ impl Agent {
             }
             Event::Ended { ticket, outcome } => self.finish(ticket, outcome, effects),
             Event::Offers { offers, memory_free } => self.offer(offers, memory_free, now, effects),
+            Event::Thermal(thermal) => self.thermal = thermal, // told with the next beat
             Event::DrainRequested => self.drain(now, effects),
         }
         self.act_on_time(now, effects);
@@ -198,7 +201,7 @@ impl Agent {
             queued: active - running,
             slots: self.config.slots,
             memory_free: self.config.memory_free,
-            thermal: Thermal::Nominal,
+            thermal: self.thermal,
         }
     }
 
@@ -278,10 +281,10 @@ impl Agent {
     fn refusal(&self, model: &ModelId) -> Option<Failure> {
         let drained = matches!(&self.phase, Phase::Standing(session) if session.draining);
         let room = usize::from(self.config.slots) + usize::from(self.config.queue_max);
-        let loaded = |offer: &ModelOffer| offer.model == *model && offer.state == ModelState::Loaded;
+        let offered = |offer: &ModelOffer| offer.model == *model; // one that is not loaded yet, its first job loads
         if self.drain.is_some() || drained {
             Some(Failure::Draining)
-        } else if !self.config.spec.offers.iter().any(loaded) {
+        } else if !self.config.spec.offers.iter().any(offered) {
             Some(Failure::ModelUnavailable)
         } else if self.runs.len() >= room {
             Some(Failure::Overloaded)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use ram_core::chat::{ChatMessage, Role};
 use ram_core::job::{FinishReason, GenerationParams, Sampling, Usage};
-use ram_core::provider::Hardware;
+use ram_core::provider::{Hardware, ModelState};
 use ram_core::units::TokenCount;
 use ram_proto::control::{Chunk, Nonce};
 
@@ -214,7 +214,32 @@ fn a_model_that_becomes_ready_is_told_at_once_and_a_speed_at_the_next_beat() {
     assert_eq!(rig.on(Event::Offers { offers: vec![fast], memory_free }), []);
     let effects = rig.on(Event::Offers { offers: vec![offer(ModelState::OnDisk)], memory_free });
     assert!(matches!(effects.as_slice(), [Effect::Send(ToCoordinator::Heartbeat { .. })]));
-    assert_eq!(rig.say(run(1, MODEL)), [failed(1, Failure::ModelUnavailable)]);
+}
+
+#[test]
+fn a_model_on_disk_is_run_and_one_that_is_offered_no_more_is_refused() {
+    let mut rig = Rig::standing();
+    let memory_free = Bytes::from_gib(3);
+    rig.on(Event::Offers { offers: vec![offer(ModelState::OnDisk)], memory_free });
+    let ticket = rig.run(1); // its shell loads the model first
+    let effects = rig.on(Event::Offers { offers: Vec::new(), memory_free });
+    assert!(matches!(effects.as_slice(), [Effect::Send(ToCoordinator::Heartbeat { .. })]), "told at once");
+    let outcome = Outcome::Failed { failure: Failure::ModelUnavailable };
+    assert_eq!(rig.on(Event::Ended { ticket, outcome }), [failed(1, Failure::ModelUnavailable)]);
+    assert_eq!(rig.say(run(2, MODEL)), [failed(2, Failure::ModelUnavailable)]);
+    rig.on(Event::Offers { offers: vec![offer(ModelState::OnDisk)], memory_free });
+    rig.run(3);
+}
+
+#[test]
+fn heat_is_told_with_the_next_beat() {
+    let mut rig = Rig::standing();
+    assert_eq!(rig.on(Event::Thermal(Thermal::Serious)), []);
+    let effects = rig.tick_until(|effects| !effects.is_empty());
+    let [Effect::Send(ToCoordinator::Heartbeat { load, .. })] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(load.thermal, Thermal::Serious);
 }
 
 #[test]

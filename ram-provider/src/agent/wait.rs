@@ -8,34 +8,34 @@ use ram_core::units::Timestamp;
 ///
 /// Without the second half a clock that is put right by an hour would silence the heartbeat for an hour.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wait {
+pub(crate) struct Wait {
     from: Timestamp,
     length: Duration,
 }
 
 impl Wait {
     /// A wait of `length` that starts at `from`.
-    pub(super) const fn new(from: Timestamp, length: Duration) -> Self {
+    pub(crate) const fn new(from: Timestamp, length: Duration) -> Self {
         Self { from, length }
     }
 
     /// When it ends, if the clock keeps its pace.
-    pub(super) fn end(self) -> Timestamp {
+    pub(crate) fn end(self) -> Timestamp {
         self.from.after(self.length)
     }
 
     /// Whether it is over.
-    pub(super) fn is_over(self, now: Timestamp) -> bool {
+    pub(crate) fn is_over(self, now: Timestamp) -> bool {
         now < self.from || now.since(self.from) >= self.length
     }
 
     /// The same wait, from `now`.
-    pub(super) const fn again(self, now: Timestamp) -> Self {
+    pub(crate) const fn again(self, now: Timestamp) -> Self {
         Self::new(now, self.length)
     }
 
     /// How much time has passed since it started.
-    pub(super) const fn elapsed(self, now: Timestamp) -> Duration {
+    pub(crate) const fn elapsed(self, now: Timestamp) -> Duration {
         now.since(self.from)
     }
 }

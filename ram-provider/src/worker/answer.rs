@@ -1,55 +1,17 @@
-//! The engines of this node, and the answers that they write: thoughts told from words, speeds measured.
-//!
-//! ```text
-//! Worker::answer -> Engine::submit -> Generation -> Splitter (<think>) -> Answer::next -> Step
-//! ```
-//!
-//! Both ways to serve use it: the network by way of the agent, and the local server directly. Dropping an [`Answer`]
-//! cancels it.
+//! One answer as it is written: thoughts told from words, tokens counted, its pace measured.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use ram_core::chat::PromptText;
 use ram_core::chat::reasoning::{ReasoningFilter, Split, Start};
-use ram_core::chat::template::TemplateOptions;
-use ram_core::chat::{ChatMessage, PromptText, Role};
-use ram_core::id::ModelId;
-use ram_core::job::{Failure, GenerationParams, Outcome, TokenLogprob};
-use ram_core::memory::{self, HEADROOM_PERCENT, Room, Verdict, Workload};
-use ram_core::provider::{Hardware, ModelOffer, ModelState};
-use ram_core::units::{Bytes, Timestamp, TokenCount};
-use ram_infer::device::Device;
-use ram_infer::engine::{Engine, EngineConfig, Event, Generation, Prompt, Request};
-use ram_infer::error::InferError;
-use ram_infer::tokenize::Tokenizer;
+use ram_core::job::{Failure, Outcome, TokenLogprob};
+use ram_core::units::TokenCount;
+use ram_infer::engine::{Event, Generation};
 
-use crate::ProviderError;
+use super::Served;
+use super::lease::Lease;
 use crate::agent::Piece;
-use crate::config::ProviderConfig;
-use crate::models::{self, FoundModel};
-use crate::speed::SpeedMeter;
-
-/// Jobs that may wait for each slot: a fifth one waits longer than at another node.
-const QUEUE_PER_SLOT: u16 = 4;
-
-/// All engines of this node.
-#[derive(Debug)]
-pub struct Worker {
-    models: Vec<Arc<Served>>,
-    memory_free: Bytes,
-}
-
-/// One model that is in memory.
-#[derive(Debug)]
-pub struct Served {
-    id: ModelId,
-    alias: Option<ModelId>,
-    engine: Engine,
-    start: Start,
-    meter: Mutex<SpeedMeter>,
-}
 
 /// What happens in an answer: at most one start, then pieces, then one end.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,193 +27,11 @@ pub enum Step {
     End(Outcome),
 }
 
-impl Worker {
-    /// Finds and loads every model of the configuration. Takes as long as reading their weights: not for an async task.
-    ///
-    /// # Errors
-    /// [`ProviderError`], which names the model and what the operator can do: it lies nowhere, does not fit under the
-    /// memory cap, or does not load.
-    pub fn load(config: &ProviderConfig, hardware: &Hardware) -> Result<Self, ProviderError> {
-        let cache = models::hub_cache(|name| std::env::var_os(name).map(Into::into));
-        let mut planned: Vec<Planned> = Vec::new();
-        let mut left = Room { usable: hardware.usable_memory, cap: memory_cap(config, hardware) };
-        for choice in &config.models {
-            let found = models::find(choice, &config.home, cache.as_deref())?;
-            if planned.iter().any(|other| other.found.id == found.id) {
-                return Err(ProviderError::ModelTwice { model: found.id });
-            }
-            planned.push(plan(found, &mut left)?);
-        }
-        // What is left is for longer and more conversations, in equal parts, less the headroom that it needs itself.
-        let models = planned.len().max(1) as u64;
-        let spare = Bytes::new(left.available().get() / models / (100 + HEADROOM_PERCENT) * 100);
-        let load =
-            |planned: Planned| Served::load(planned.found, planned.cache + spare, config).map(Arc::new);
-        let models = planned.into_iter().map(load).collect::<Result<_, _>>()?;
-        Ok(Self { models, memory_free: left.available() })
-    }
-
-    /// The model of this alias or full id, if it is served here.
-    #[must_use]
-    pub fn model(&self, name: &ModelId) -> Option<&Arc<Served>> {
-        self.models.iter().find(|served| served.id == *name || served.alias.as_ref() == Some(name))
-    }
-
-    /// All models that are served here.
-    pub fn models(&self) -> impl Iterator<Item = &Arc<Served>> {
-        self.models.iter()
-    }
-
-    /// What the node tells the network that it serves.
-    #[must_use]
-    pub fn offers(&self) -> Vec<ModelOffer> {
-        let offer = |served: &Arc<Served>| ModelOffer {
-            model: served.id.clone(),
-            state: ModelState::Loaded,
-            speed: served.meter().speed(),
-        };
-        self.models.iter().map(offer).collect()
-    }
-
-    /// Memory under the cap that no model has asked for; the caches of long conversations may grow into it.
-    #[must_use]
-    pub const fn memory_free(&self) -> Bytes {
-        self.memory_free
-    }
-}
-
-/// The most that models may take together: the operator's cap, or all that the machine can use.
-#[must_use]
-pub fn memory_cap(config: &ProviderConfig, hardware: &Hardware) -> Bytes {
-    config.memory_cap.unwrap_or(hardware.usable_memory).min(hardware.usable_memory)
-}
-
-/// Jobs that may wait on a node of this many slots.
-pub(crate) const fn queue_max(slots: u16) -> u16 {
-    slots.saturating_mul(QUEUE_PER_SLOT)
-}
-
-/// A model that fits, before it is loaded.
-struct Planned {
-    found: FoundModel,
-    cache: Bytes,
-}
-
-/// Sets memory aside for a model with one conversation of usual length, or says why there is not enough.
-fn plan(found: FoundModel, left: &mut Room) -> Result<Planned, ProviderError> {
-    let needs = match models::needs(&found.dir, Workload::default()) {
-        Ok(needs) => needs,
-        Err(source) => {
-            return Err(ProviderError::Model { model: found.id, dir: found.dir, source: source.into() });
-        }
-    };
-    match memory::fit(needs, *left) {
-        Verdict::Fits { needed, .. } => {
-            *left = Room { usable: left.usable.saturating_sub(needed), cap: left.cap.saturating_sub(needed) };
-            Ok(Planned { found, cache: needs.cache })
-        }
-        verdict @ Verdict::TooLarge { .. } => {
-            Err(ProviderError::ModelTooLarge { model: found.id, verdict: Box::new(verdict) })
-        }
-    }
-}
-
-impl Served {
-    fn load(found: FoundModel, kv_bytes_max: Bytes, config: &ProviderConfig) -> Result<Self, ProviderError> {
-        let FoundModel { id, alias, dir } = found;
-        let slots = config.slots;
-        let engine_config = EngineConfig {
-            slots,
-            // Beyond the agent's own bound, for a cancelled run leaves its place here a moment later than there.
-            queue_max: queue_max(slots.get()).saturating_add(slots.get()),
-            kv_bytes_max: Some(kv_bytes_max),
-            ..EngineConfig::default()
-        };
-        let load = || {
-            let start = answer_start(&dir)?;
-            Engine::load(&dir, &Device::best(), engine_config).map(|engine| (engine, start))
-        };
-        match load() {
-            Ok((engine, start)) => Ok(Self { id, alias, engine, start, meter: Mutex::default() }),
-            Err(source) => Err(ProviderError::Model { model: id, dir, source: source.into() }),
-        }
-    }
-
-    /// Its full id.
-    #[must_use]
-    pub const fn id(&self) -> &ModelId {
-        &self.id
-    }
-
-    /// Its short name, if the catalogue has one; else its full id.
-    #[must_use]
-    pub fn short_name(&self) -> &ModelId {
-        self.alias.as_ref().unwrap_or(&self.id)
-    }
-
-    /// The longest prompt with its answer.
-    #[must_use]
-    pub fn context(&self) -> TokenCount {
-        self.engine.info().context
-    }
-
-    /// Begins an answer. Writes and encodes the prompt on a thread where that may take long.
-    ///
-    /// # Errors
-    /// [`Failure`] when the engine cannot take it now.
-    pub async fn answer(
-        self: Arc<Self>,
-        messages: Vec<ChatMessage>,
-        params: GenerationParams,
-    ) -> Result<Answer, Failure> {
-        let engine = self.engine.clone();
-        let request = Request { prompt: Prompt::Chat(messages), params };
-        let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
-        let generation = submitted.map_err(|_| Failure::Internal)??;
-        Ok(Answer {
-            splitter: Splitter::new(self.start),
-            served: self,
-            generation,
-            pace: Pace::default(),
-            end: None,
-            ended: false,
-        })
-    }
-
-    /// Tells the operator why the model itself failed. A fault holds no word of a prompt.
-    fn log_fault(&self, outcome: &Outcome) {
-        if let Outcome::Failed { failure: Failure::Internal | Failure::OutOfMemory } = outcome
-            && let Some(fault) = self.engine.last_fault()
-        {
-            tracing::warn!(model = %self.id(), %fault, "the model failed");
-        }
-    }
-
-    fn is_alone(&self) -> bool {
-        self.engine.occupancy().running <= 1
-    }
-
-    fn meter(&self) -> MutexGuard<'_, SpeedMeter> {
-        self.meter.lock().unwrap_or_else(PoisonError::into_inner) // two plain numbers: no panic leaves them half
-    }
-}
-
-/// Whether the model's template opens `<think>` for the model, seen on the prompt of a probe.
-fn answer_start(dir: &Path) -> Result<Start, InferError> {
-    let tokenizer = Tokenizer::load(dir)?;
-    if !tokenizer.has_template() {
-        return Ok(Start::Answer);
-    }
-    let options = TemplateOptions { today: Some(Timestamp::ZERO), ..TemplateOptions::default() };
-    let probe = [ChatMessage::new(Role::User, "hello")];
-    let prompt = tokenizer.decode(&tokenizer.encode_chat(&probe, &options)?)?;
-    Ok(Start::after_prompt(&prompt))
-}
-
 /// One answer as it comes. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Answer {
-    served: Arc<Served>,
+    /// Keeps the model in memory.
+    served: Lease,
     generation: Generation,
     splitter: Splitter,
     pace: Pace,
@@ -261,6 +41,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    pub(super) fn new(served: Lease, generation: Generation) -> Self {
+        Self {
+            splitter: Splitter::new(served.start),
+            served,
+            generation,
+            pace: Pace::default(),
+            end: None,
+            ended: false,
+        }
+    }
+
     /// The next step; `None` after the end. Cancel-safe.
     pub async fn next(&mut self) -> Option<Step> {
         if self.ended {
@@ -404,7 +195,7 @@ impl Pace {
         if self.first.is_none() {
             self.first = Some(now);
             if let Some((started, prompt)) = self.started.filter(|_| !self.disturbed) {
-                served.meter().prefilled(prompt, now.saturating_duration_since(started));
+                served.model.meter().prefilled(prompt, now.saturating_duration_since(started));
             }
         } else {
             self.tokens += tokens;
@@ -415,7 +206,7 @@ impl Pace {
     fn ended(&self, served: &Served) {
         if let (Some(first), Some(last), false) = (self.first, self.last, self.disturbed) {
             let time: Duration = last.saturating_duration_since(first);
-            served.meter().decoded(self.tokens, time);
+            served.model.meter().decoded(self.tokens, time);
         }
     }
 }

@@ -1,0 +1,196 @@
+//! From a folder to an engine: what the models of a configuration need, and the loading of one.
+
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use ram_core::chat::reasoning::Start;
+use ram_core::chat::template::TemplateOptions;
+use ram_core::chat::{ChatMessage, Role};
+use ram_core::id::ModelId;
+use ram_core::memory::{self, Breakdown, HEADROOM_PERCENT, Room, Verdict, Workload};
+use ram_core::provider::Hardware;
+use ram_core::units::{Bytes, Timestamp, TokenCount};
+use ram_infer::device::Device;
+use ram_infer::engine::{Engine, EngineConfig};
+use ram_infer::error::InferError;
+use ram_infer::tokenize::Tokenizer;
+
+use super::shelf::Claim;
+use super::{Model, Served, memory_cap, queue_max};
+use crate::ProviderError;
+use crate::config::{ModelChoice, ProviderConfig};
+use crate::models::{self, FoundModel};
+
+/// What became of the models of a configuration, before any is loaded.
+#[derive(Debug)]
+pub(super) struct Survey {
+    /// Those that can be served, in their order of importance, and what each claims.
+    pub(super) models: Vec<(Model, Claim)>,
+    /// Those that cannot, by the name that they were asked for, and why.
+    pub(super) refused: Vec<(ModelId, ProviderError)>,
+}
+
+/// Finds the models of the configuration and plans their memory.
+///
+/// Each must fit alone under the cap. What the models that fit together leave over goes to longer and more
+/// conversations, in equal parts, less the headroom that these need themselves.
+///
+/// # Errors
+/// [`ProviderError::ModelTwice`]. What is wrong with one model refuses that model alone.
+pub(super) fn survey(config: &ProviderConfig, hardware: &Hardware) -> Result<Survey, ProviderError> {
+    let cache = models::hub_cache(|name| std::env::var_os(name).map(Into::into));
+    let room = Room { usable: hardware.usable_memory, cap: memory_cap(config, hardware) };
+    let mut found: Vec<(FoundModel, Measured)> = Vec::new();
+    let mut refused = Vec::new();
+    for choice in &config.models {
+        match measure(choice, &config.home, cache.as_deref(), room) {
+            Ok((model, _)) if found.iter().any(|(other, _)| other.id == model.id) => {
+                return Err(ProviderError::ModelTwice { model: model.id });
+            }
+            Ok(measured) => found.push(measured),
+            Err(error) => refused.push((choice.model.clone(), error)),
+        }
+    }
+    let (mut left, mut together) = (room.available(), 0);
+    for needs in found.iter().map(|(_, measured)| measured.needs.total()) {
+        if needs <= left {
+            left = left.saturating_sub(needs);
+            together += 1;
+        }
+    }
+    let spare = Bytes::new(left.get() / u64::max(together, 1));
+    let plan = |(found, Measured { needs, context }): (FoundModel, Measured)| {
+        let total = needs.total();
+        let spare = spare.min(room.available().saturating_sub(total));
+        let kv_bytes_max = needs.cache + Bytes::new(spare.get() / (100 + HEADROOM_PERCENT) * 100);
+        let FoundModel { id, alias, dir } = found;
+        let model = Model { id, alias, dir, context, needs: total, kv_bytes_max, meter: Mutex::default() };
+        (model, Claim { needs: total, most: total + spare })
+    };
+    Ok(Survey { models: found.into_iter().map(plan).collect(), refused })
+}
+
+/// What the files of a model say.
+struct Measured {
+    needs: Breakdown,
+    context: TokenCount,
+}
+
+/// Finds a model and measures it, or says why it cannot be served here.
+fn measure(
+    choice: &ModelChoice,
+    home: &Path,
+    cache: Option<&Path>,
+    room: Room,
+) -> Result<(FoundModel, Measured), ProviderError> {
+    let found = models::find(choice, home, cache)?;
+    let unfit = |source: InferError| broken(&found.id, &found.dir, source);
+    let needs = models::needs(&found.dir, Workload::default()).map_err(unfit)?;
+    let context = models::context(&found.dir).map_err(unfit)?;
+    match memory::fit(needs, room) {
+        Verdict::Fits { .. } => Ok((found, Measured { needs, context })),
+        verdict @ Verdict::TooLarge { .. } => {
+            Err(ProviderError::ModelTooLarge { model: found.id, verdict: Box::new(verdict) })
+        }
+    }
+}
+
+fn broken(id: &ModelId, dir: &Path, source: InferError) -> ProviderError {
+    let (model, dir): (ModelId, PathBuf) = (id.clone(), dir.to_owned());
+    ProviderError::Model { model, dir, source: source.into() }
+}
+
+impl Served {
+    /// Loads a model's engine. Takes as long as reading its weights.
+    pub(super) fn load(model: Arc<Model>, slots: NonZeroU16) -> Result<Self, ProviderError> {
+        let engine_config = EngineConfig {
+            slots,
+            // Beyond the agent's own bound, for a cancelled run leaves its place here a moment later than there.
+            queue_max: queue_max(slots.get()).saturating_add(slots.get()),
+            kv_bytes_max: Some(model.kv_bytes_max),
+            ..EngineConfig::default()
+        };
+        let load = || {
+            let start = answer_start(&model.dir)?;
+            Engine::load(&model.dir, &Device::best(), engine_config).map(|engine| (engine, start))
+        };
+        match load() {
+            Ok((engine, start)) => Ok(Self { model, engine, start }),
+            Err(source) => Err(broken(&model.id, &model.dir, source)),
+        }
+    }
+}
+
+/// Whether the model's template opens `<think>` for the model, seen on the prompt of a probe.
+fn answer_start(dir: &Path) -> Result<Start, InferError> {
+    let tokenizer = Tokenizer::load(dir)?;
+    if !tokenizer.has_template() {
+        return Ok(Start::Answer);
+    }
+    let options = TemplateOptions { today: Some(Timestamp::ZERO), ..TemplateOptions::default() };
+    let probe = [ChatMessage::new(Role::User, "hello")];
+    let prompt = tokenizer.decode(&tokenizer.encode_chat(&probe, &options)?)?;
+    Ok(Start::after_prompt(&prompt))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(usable: Bytes) -> Hardware {
+        Hardware { chip: String::new(), os: String::new(), memory: usable, usable_memory: usable, cpus: 2 }
+    }
+
+    /// A configuration of the bundled model under several names, and what one of them needs.
+    fn copies(home: &Path, names: &[&str]) -> (ProviderConfig, Bytes) {
+        let dir = home.join("demo");
+        ram_infer::demo::unpack(&dir).unwrap();
+        let mut config = ProviderConfig::new(home);
+        let choice = |name: &&str| format!("{name}={}", dir.display()).parse().unwrap();
+        config.models = names.iter().map(choice).collect();
+        (config, models::needs(&dir, Workload::default()).unwrap().total())
+    }
+
+    #[test]
+    fn what_fits_together_shares_the_rest() {
+        let home = tempfile::tempdir().unwrap();
+        let (config, needs) = copies(home.path(), &["a", "b"]);
+        let usable = needs.saturating_mul(2) + Bytes::new(240);
+        let Survey { models, refused } = survey(&config, &machine(usable)).unwrap();
+        assert!(refused.is_empty());
+        for (model, claim) in &models {
+            assert_eq!((model.needs, claim.needs, claim.most), (needs, needs, needs + Bytes::new(120)));
+            assert!(model.context > TokenCount::ZERO);
+        }
+        assert_eq!(models.iter().map(|(_, claim)| claim.most).sum::<Bytes>(), usable);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_takes_turns() {
+        let home = tempfile::tempdir().unwrap();
+        let (config, needs) = copies(home.path(), &["a", "b", "c"]);
+        let usable = needs.saturating_mul(2) + Bytes::new(240);
+        let Survey { models, .. } = survey(&config, &machine(usable)).unwrap();
+        let claims: Vec<Bytes> = models.iter().map(|(_, claim)| claim.most).collect();
+        assert_eq!(claims, [needs + Bytes::new(120); 3], "any two of them fill the memory");
+    }
+
+    #[test]
+    fn a_bad_model_refuses_itself_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let (mut config, needs) = copies(home.path(), &["good"]);
+        let empty = home.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        config.models.insert(0, format!("empty={}", empty.display()).parse().unwrap());
+        config.models.push("gone=/nowhere/at/all".parse().unwrap());
+        let Survey { models, refused } = survey(&config, &machine(needs)).unwrap();
+        assert_eq!(models.len(), 1);
+        let names: Vec<&str> = refused.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["empty", "gone"]);
+        let Survey { models, refused } = survey(&config, &machine(Bytes::from_mib(1))).unwrap();
+        assert!(models.is_empty() && refused.len() == 3);
+        let told = refused[1].1.to_string();
+        assert!(told.contains("1.0 MiB") && told.contains("weights"), "{told}");
+    }
+}
