@@ -28,6 +28,7 @@ pub mod stop;
 pub mod tokenize;
 
 mod folder;
+mod guard;
 mod nn;
 mod quant;
 mod scope;

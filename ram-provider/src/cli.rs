@@ -3,16 +3,17 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ram_core::id::{NodeName, WalletAddress};
 use tracing::warn;
 
-use crate::ProviderError;
 use crate::config::{
     self, CoordinatorUrl, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
 };
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
+use crate::{ProviderError, run, status};
 
 /// Serves models to a RAM Aggregator network, or to this machine alone.
 #[derive(Debug, Parser)]
@@ -33,6 +34,10 @@ pub enum Command {
     Run(RunArgs),
     /// Serve OpenAI's API on this machine, without a network.
     Local(LocalArgs),
+    /// Show how the node that runs here fares.
+    ///
+    /// Exits with 0 when one runs, 3 when none does, 4 when one hangs.
+    Status(StatusArgs),
 }
 
 /// `ram-provider run`.
@@ -47,6 +52,16 @@ pub struct RunArgs {
     /// Where earnings go: an Ethereum address.
     #[arg(long, value_name = "ADDRESS", env = "RAM_WALLET")]
     wallet: Option<WalletAddress>,
+    /// Keep this machine awake while the node runs.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "RAM_PREVENT_SLEEP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    prevent_sleep: Option<bool>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -64,6 +79,23 @@ pub struct LocalArgs {
     common: CommonArgs,
 }
 
+/// `ram-provider status`.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// As JSON, for programs.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    home: HomeArgs,
+}
+
+#[derive(Debug, Args)]
+struct HomeArgs {
+    /// The node's folder, with its keys and config.json; by default ~/.ram-aggregator.
+    #[arg(long, value_name = "FOLDER", env = "RAM_HOME")]
+    home: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 struct CommonArgs {
     /// A model by alias or full id, or a folder in the MLX format under a name (NAME=FOLDER); may be repeated.
@@ -78,53 +110,72 @@ struct CommonArgs {
     /// Jobs that run at once.
     #[arg(long, value_name = "COUNT", env = "RAM_SLOTS")]
     slots: Option<Slots>,
-    /// The node's folder, with its keys and config.json; by default ~/.ram-aggregator.
-    #[arg(long, value_name = "FOLDER", env = "RAM_HOME")]
-    home: Option<PathBuf>,
+    #[command(flatten)]
+    home: HomeArgs,
     /// Print the configuration that these flags, the environment and config.json make, and stop.
     #[arg(long)]
     print_config: bool,
 }
 
 impl Cli {
-    /// Does what was asked for, until it is done or `shutdown` comes.
+    /// Does what was asked for, until it is done or `shutdown` comes; answers with the code to exit with.
     ///
     /// # Errors
     /// [`ProviderError`], whose text says what to change.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), ProviderError> {
+    pub async fn run(
+        self,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<ExitCode, ProviderError> {
         match self.command {
-            Command::Run(RunArgs { coordinator, name, wallet, common }) => {
-                let given = Settings { coordinator, name, wallet, ..Settings::default() };
-                match common.load(given)? {
-                    Some(config) => crate::run(config, shutdown).await,
-                    None => Ok(()),
+            Command::Run(RunArgs { coordinator, name, wallet, prevent_sleep, common }) => {
+                let given = Settings { coordinator, name, wallet, prevent_sleep, ..Settings::default() };
+                if let Some(config) = common.load(given)? {
+                    run(config, shutdown).await?;
                 }
             }
             Command::Local(LocalArgs { listen, api_key, common }) => {
-                match common.load(Settings::default())? {
-                    Some(config) => {
-                        crate::serve_local(config, LocalConfig { listen, api_key }, shutdown).await
-                    }
-                    None => Ok(()),
+                if let Some(config) = common.load(Settings::default())? {
+                    crate::serve_local(config, LocalConfig { listen, api_key }, shutdown).await?;
                 }
             }
+            Command::Status(args) => return args.show(),
         }
+        Ok(ExitCode::SUCCESS)
     }
+}
+
+impl StatusArgs {
+    fn show(self) -> Result<ExitCode, ProviderError> {
+        let now = run::now();
+        let found = status::look(&self.home.resolve()?, now)?;
+        print(&if self.json { format!("{:#}\n", found.to_json()) } else { found.to_table(now) });
+        Ok(found.exit_code().into())
+    }
+}
+
+impl HomeArgs {
+    fn resolve(self) -> Result<PathBuf, ProviderError> {
+        Ok(self.home.map_or_else(config::default_home, Ok)?)
+    }
+}
+
+/// Writes what was asked for to standard output.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that hangs up has seen enough
 }
 
 impl CommonArgs {
     /// The configuration; `None` when it was only to be printed.
     fn load(self, given: Settings) -> Result<Option<ProviderConfig>, ProviderError> {
-        let home = self.home.map_or_else(config::default_home, Ok)?;
-        let Self { models, preload, memory_cap, slots, .. } = self;
+        let Self { models, preload, memory_cap, slots, home, print_config } = self;
+        let home = home.resolve()?;
         let given = Settings { models, preload, memory_cap, slots, ..given };
         let loaded = ProviderConfig::load(home, given)?;
         for field in loaded.unknown_fields {
             warn!(file = %loaded.file.display(), field, "this field is unknown here and has no effect");
         }
-        if self.print_config {
-            let text = format!("{:#}\n", loaded.config.to_json());
-            let _ = std::io::stdout().write_all(text.as_bytes()); // a reader that hangs up has seen enough
+        if print_config {
+            print(&format!("{:#}\n", loaded.config.to_json()));
             return Ok(None);
         }
         Ok(Some(loaded.config))

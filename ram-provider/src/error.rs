@@ -10,6 +10,7 @@ use ram_crypto::identity::IdentityError;
 use ram_infer::error::InferError;
 
 use crate::config::ConfigError;
+use crate::status::StatusError;
 
 /// Why a provider does not start or has stopped.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,29 @@ pub enum ProviderError {
     /// The node's keys.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A second node for one home.
+    #[error(
+        "a node runs in {} already ({}): stop it first, or give this one a home of its own with --home",
+        home.display(),
+        pid.map_or_else(|| "its process is not known".to_owned(), |pid| format!("process {pid}"))
+    )]
+    HomeTaken {
+        /// The home.
+        home: PathBuf,
+        /// The other node's process.
+        pid: Option<u32>,
+    },
+    /// A file in the home that cannot be used.
+    #[error("cannot use {}", path.display())]
+    Home {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The status of the node that runs here.
+    #[error(transparent)]
+    Status(#[from] StatusError),
     /// A model that lies nowhere on this machine.
     #[error(
         "`{model}` is not on this machine (looked into {}): fetch it with `hf download {id}`, \

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use ram_core::provider::Hardware;
+use ram_core::provider::{Hardware, Thermal};
 use ram_core::units::Bytes;
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
@@ -52,6 +52,33 @@ fn wired_limit_mib() -> u64 {
     output.ok().and_then(|output| String::from_utf8(output.stdout).ok()?.trim().parse().ok()).unwrap_or(0)
 }
 
+/// Whether [`thermal`] knows more than the default.
+pub(crate) const TELLS_HEAT: bool = cfg!(target_os = "macos");
+
+/// How hot the machine is, as macOS tells all its programs; [`Thermal::Nominal`] where no system tells it. Starts a
+/// process: not for an async task.
+pub(crate) fn thermal() -> Thermal {
+    if !TELLS_HEAT {
+        return Thermal::Nominal;
+    }
+    let output = Command::new("/usr/bin/notifyutil").args(["-g", THERMAL_KEY]).output();
+    let told = output.ok().and_then(|output| String::from_utf8(output.stdout).ok());
+    told.as_deref().map_or(Thermal::Nominal, thermal_of)
+}
+
+/// The notification that macOS's `thermald` posts, with its pressure level as the state.
+const THERMAL_KEY: &str = "com.apple.system.thermalpressurelevel";
+
+/// Reads `KEY LEVEL`: 0 nominal, 1 moderate, 2 heavy, 3 trapping, 4 sleeping (`OSThermalNotification.h`).
+fn thermal_of(told: &str) -> Thermal {
+    match told.split_whitespace().last() {
+        Some("1") => Thermal::Fair,
+        Some("2") => Thermal::Serious,
+        Some("3" | "4") => Thermal::Critical,
+        _ => Thermal::Nominal,
+    }
+}
+
 fn chip_name(brand: &str) -> String {
     let printable: String = brand.trim().chars().filter(|c| !c.is_control()).take(CHIP_CHARS_MAX).collect();
     if printable.is_empty() { std::env::consts::ARCH.to_owned() } else { printable }
@@ -66,6 +93,18 @@ mod tests {
         let hardware = probe().unwrap();
         assert!(Bytes::ZERO < hardware.usable_memory && hardware.usable_memory <= hardware.memory);
         assert!(hardware.cpus > 0 && !hardware.chip.is_empty() && !hardware.os.is_empty());
+    }
+
+    #[test]
+    fn heat_is_read_as_macos_tells_it() {
+        let check =
+            |level: &str, expected| assert_eq!(thermal_of(&format!("{THERMAL_KEY} {level}\n")), expected);
+        check("0", Thermal::Nominal);
+        check("1", Thermal::Fair);
+        check("2", Thermal::Serious);
+        check("4", Thermal::Critical);
+        check("no such key", Thermal::Nominal);
+        assert_eq!(thermal_of(""), Thermal::Nominal);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! | module | owns |
 //! |---|---|
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
-//! | [`worker`] | the engines, and the answers that they write |
+//! | [`worker`] | the models, in memory or a load away, and the answers that they write |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
-//! | [`hardware`] | what machine this is |
+//! | [`hardware`], [`power`] | what machine this is, and what keeps it awake |
+//! | [`status`] | what a running node tells of itself |
 //! | [`cli`], [`signals`] | the binary's command line and its end |
 //!
 //! [`run`] serves a network and [`serve_local`] serves this machine; both take the caller's tokio runtime and a future
@@ -30,11 +31,14 @@ pub mod cli;
 pub mod config;
 pub mod hardware;
 pub mod local;
+pub mod power;
 pub mod signals;
+pub mod status;
 pub mod worker;
 
 mod error;
 mod link;
+mod lock;
 mod models;
 mod run;
 mod speed;

@@ -28,7 +28,7 @@ fn serve(cli: Cli) -> anyhow::Result<ExitCode> {
     };
     let result = runtime.block_on(async {
         tokio::select! {
-            done = cli.run(first) => done.map(|()| ExitCode::SUCCESS),
+            done = cli.run(first) => done,
             () = second => Ok(ExitCode::FAILURE),
         }
     });

@@ -18,6 +18,8 @@ use crate::agent::{Agent, AgentConfig, Effect, Event, Ticket};
 use crate::config::{CoordinatorUrl, ProviderConfig};
 use crate::hardware;
 use crate::link::{Heard, Link};
+use crate::lock::HomeLock;
+use crate::status::Teller;
 use crate::worker::{self, Step, Worker};
 
 /// Events of answers that may wait for the agent; then the answers wait, and after them the engines' own queues fill.
@@ -26,6 +28,8 @@ const INBOX_MAX: usize = 1024;
 const LAST_WORDS_MAX: Duration = Duration::from_secs(3);
 /// How often the node looks at what nothing tells it.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often heat is asked for, which takes a process: as often as a coordinator hears of it.
+const HEAT_EVERY: Duration = Duration::from_secs(10);
 
 /// Serves the network until `shutdown`, then drains: what runs may end for half a minute, and nothing new is taken.
 ///
@@ -57,6 +61,8 @@ struct Node {
     agent: Agent,
     shell: Shell,
     inbox: mpsc::Receiver<Event>,
+    teller: Teller,
+    _lock: HomeLock,
 }
 
 /// All that acts.
@@ -74,8 +80,13 @@ struct Shell {
 impl Node {
     fn prepare(config: &ProviderConfig) -> Result<Self, ProviderError> {
         let identity = NodeIdentity::open_or_create(&config.home)?;
+        let lock = HomeLock::take(&config.home)?;
         let hardware = hardware::probe()?;
-        let worker = load(config, &hardware)?;
+        let mut teller = Teller::new(config, &identity, &hardware, now());
+        let worker = load(config, &hardware).inspect_err(|error| teller.not_started(error, now()))?;
+        if config.prevent_sleep {
+            teller.prevent_sleep();
+        }
         if config.coordinator.is_exposed() {
             warn!(coordinator = %config.coordinator, "prompts travel unencrypted: use wss:// beyond a network of your own");
         }
@@ -106,7 +117,8 @@ impl Node {
             events,
             is_done: false,
         };
-        Ok(Self { agent: Agent::new(agent_config, Arc::new(identity)), shell, inbox })
+        let agent = Agent::new(agent_config, Arc::new(identity));
+        Ok(Self { agent, shell, inbox, teller, _lock: lock })
     }
 
     async fn serve(mut self, mut shutdown: impl Future<Output = ()> + Unpin) {
@@ -115,13 +127,16 @@ impl Node {
         let mut changes = self.shell.worker.changes();
         // A model whose load failed is offered again when its back-off is over, which nothing else tells.
         let mut look = tokio::time::interval(LOOK_EVERY);
+        if hardware::TELLS_HEAT {
+            tokio::spawn(watch_heat(self.shell.events.clone()));
+        }
         while !self.shell.is_done {
             let sleep = self.agent.wake_at().map(|at| at.since(now()));
             let event = tokio::select! {
-                heard = self.shell.heard() => self.shell.event_of(heard),
+                heard = self.shell.heard() => self.event_of(heard),
                 Some(event) = self.inbox.recv() => event,
-                Ok(()) = changes.changed() => self.shell.offers(),
-                _ = look.tick() => self.shell.offers(),
+                Ok(()) = changes.changed() => self.offers(),
+                _ = look.tick() => self.offers(),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => Event::Wake,
                 () = &mut shutdown, if !drained => {
                     drained = true;
@@ -134,13 +149,38 @@ impl Node {
             self.handle(event, &mut effects);
         }
         self.shell.leave().await;
+        self.teller.finish().await;
+        info!("stopped");
     }
 
     fn handle(&mut self, event: Event, effects: &mut Vec<Effect>) {
+        let mut news = matches!(event, Event::Offers { .. });
         self.agent.handle(event, now(), effects);
         for effect in effects.drain(..) {
+            news |= self.teller.saw(&effect, now());
             self.shell.perform(effect);
         }
+        if news {
+            self.teller.tell(&self.agent, &self.shell.worker, now());
+        }
+    }
+
+    fn event_of(&mut self, heard: Heard) -> Event {
+        match heard {
+            Heard::Up => Event::LinkUp,
+            Heard::Message(message) => Event::Message(message),
+            Heard::Down(error) => {
+                warn!(coordinator = %self.shell.coordinator, "{error}");
+                self.teller.link_failed(error.to_string(), now());
+                self.shell.link = None;
+                Event::LinkDown
+            }
+        }
+    }
+
+    fn offers(&self) -> Event {
+        let worker = &self.shell.worker;
+        Event::Offers { offers: worker.offers(), memory_free: worker.memory_for_a_load() }
     }
 }
 
@@ -150,22 +190,6 @@ impl Shell {
             Some(link) => link.heard().await,
             None => std::future::pending().await,
         }
-    }
-
-    fn event_of(&mut self, heard: Heard) -> Event {
-        match heard {
-            Heard::Up => Event::LinkUp,
-            Heard::Message(message) => Event::Message(message),
-            Heard::Down(error) => {
-                warn!(coordinator = %self.coordinator, "{error}");
-                self.link = None;
-                Event::LinkDown
-            }
-        }
-    }
-
-    fn offers(&self) -> Event {
-        Event::Offers { offers: self.worker.offers(), memory_free: self.worker.memory_for_a_load() }
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -199,7 +223,6 @@ impl Shell {
         if let Some(closing) = self.closing {
             let _ = tokio::time::timeout(LAST_WORDS_MAX, closing).await;
         }
-        info!("stopped");
     }
 }
 
@@ -214,6 +237,18 @@ async fn answer(worker: Worker, ticket: Ticket, job: Job, events: mpsc::Sender<E
         };
         if events.send(event).await.is_err() {
             return; // the node is gone
+        }
+    }
+}
+
+/// Tells the agent of heat, until the node is gone.
+async fn watch_heat(events: mpsc::Sender<Event>) {
+    let mut look = tokio::time::interval(HEAT_EVERY);
+    loop {
+        look.tick().await;
+        let Ok(thermal) = tokio::task::spawn_blocking(hardware::thermal).await else { return };
+        if events.send(Event::Thermal(thermal)).await.is_err() {
+            return;
         }
     }
 }

@@ -276,9 +276,10 @@ impl Coordinator {
         let (spec, model) = (record.spec, record.job.model.clone());
         let Some(run) = record.run_of(provider, attempt) else { return }; // a ghost's word
         let Some(node) = self.registry.node(provider) else { return };
-        if run.prompt.replace(prompt).is_some() {
-            return;
+        if run.prompt.is_some() {
+            return; // the user was told a count, and that is the one that counts
         }
+        run.prompt = Some(prompt);
         // The prompt is counted and has yet to be read: a long one takes its time, on a slow machine twice that.
         let speed = node.offer(&model).and_then(|offer| offer.speed).unwrap_or_else(|| spec.expected_speed());
         let reading = speed.prefill.time_for(prompt).saturating_mul(2).min(READING_MAX);

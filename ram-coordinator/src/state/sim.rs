@@ -623,6 +623,20 @@ fn an_answer_to_a_prompt_that_nobody_counted_is_not_paid() {
 }
 
 #[test]
+fn a_prompt_is_counted_once_and_paid_as_it_was_told() {
+    let (mut day, job) = (Day::new(1), JobId::from_bits(1));
+    let conn = day.submit(job).unwrap();
+    let attempt = Attempt::FIRST;
+    let accepted = |prompt| ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(prompt) };
+    day.say(conn, accepted(3));
+    assert_eq!(day.say(conn, accepted(16)), []);
+    let usage = Usage { prompt: TokenCount::new(16), ..Usage::default() };
+    let outcome = Outcome::Done { finish: FinishReason::Stop, usage };
+    let effects = day.say(conn, ToCoordinator::Finished { job, attempt, outcome });
+    assert!(matches!(effects, [Effect::Settle(order)] if order.usage.prompt == TokenCount::new(3)));
+}
+
+#[test]
 fn a_provider_that_only_fails_gets_no_more_jobs() {
     let mut day = Day::new(1);
     for number in 1..=3 {
