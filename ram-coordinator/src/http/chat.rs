@@ -11,17 +11,17 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::extract::{Extension, State};
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use ram_core::catalog;
 use ram_core::id::JobId;
-use ram_core::units::{Bytes as ByteCount, TokenCount};
+use ram_core::units::TokenCount;
 use ram_proto::openai::{
-    ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery,
-    Heard, ParsedChat, StreamedAnswer, WholeAnswer, sse,
+    ApiError, Asked, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery, Heard, ParsedChat,
+    StreamedAnswer, WholeAnswer, sse,
 };
 use tokio::time::timeout;
 
@@ -32,27 +32,24 @@ use crate::state::{Payer, Submission};
 use super::auth::Called;
 use super::choices::Choices;
 use super::error::Refusal;
-use super::{Gateway, Peer, RequestId};
+use super::{Client, Gateway, RequestId};
 
 /// How long a stream's status waits for a first word.
 const HELD_BACK: Duration = Duration::from_secs(5);
 /// How often a silent stream says that it lives: proxies give up after 15 s and more.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// How long a body may take: 8 MiB at 1 Mbit/s.
-const BODY_WITHIN: Duration = Duration::from_secs(67);
 /// Header that names the fields without effect.
-const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
+pub(super) const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
 /// Tells nginx not to gather a stream.
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub(super) const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) async fn complete(
     State(gateway): State<Gateway>,
-    Extension(peer): Extension<Peer>,
+    Extension(Client(address)): Extension<Client>,
     Extension(RequestId(job)): Extension<RequestId>,
     Called(caller): Called,
-    request: Request,
+    body: Bytes,
 ) -> Result<Response, Refusal> {
-    let body = read_body(request).await?;
     let parsed = ChatRequest::parse(&body)?;
     drop(body);
     let ignored = parsed.ignored_header();
@@ -65,7 +62,7 @@ pub(super) async fn complete(
         one_call: !request.parallel_tool_calls,
     };
     let payer = match caller {
-        Caller::Demo => Payer::Demo(peer.0.ip()),
+        Caller::Demo => Payer::Demo(address),
         Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
     };
     let choices = submit(&gateway, request, &payer, job).await?;
@@ -103,37 +100,6 @@ async fn submit(gateway: &Gateway, request: ChatRequest, payer: &Payer, job: Job
         replies.push(gateway.handle.submit(submission).await?);
     }
     Ok(Choices::new(job, replies))
-}
-
-/// Reads a body that is no longer than it may be.
-async fn read_body(request: Request) -> Result<Bytes, ApiError> {
-    if announced(request.headers()).is_some_and(|length| length > BODY_BYTES_MAX) {
-        return Err(ApiError::too_large(BODY_BYTES_MAX)); // before a byte of it is read
-    }
-    let mut pieces = request.into_body().into_data_stream();
-    let mut body = Vec::new();
-    let read = timeout(BODY_WITHIN, async {
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|_| ApiError::malformed_body("the body broke off"))?;
-            body.extend_from_slice(&piece);
-            if ByteCount::new(body.len() as u64) > BODY_BYTES_MAX {
-                return Err(ApiError::too_large(BODY_BYTES_MAX));
-            }
-        }
-        Ok(())
-    });
-    match read.await {
-        Ok(read) => read.map(|()| body.into()),
-        Err(_) => Err(ApiError {
-            status: 408,
-            code: Some("request_timeout"),
-            ..ApiError::malformed_body("the body did not arrive in time")
-        }),
-    }
-}
-
-fn announced(headers: &HeaderMap) -> Option<ByteCount> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
 }
 
 /// Gathers an answer.
