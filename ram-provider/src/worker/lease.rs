@@ -93,7 +93,7 @@ impl Lease {
     ) -> Result<Answer, Failure> {
         // The lease goes along: who hangs up now must not have the model unloaded under the prompt.
         let submitted = tokio::task::spawn_blocking(move || {
-            let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages), params })?;
+            let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages.into()), params })?;
             Ok(Answer::new(self, generation))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
