@@ -45,8 +45,10 @@ fn compare(case: &Case, special: &SpecialTokens) -> Result<(), String> {
     let mut extra = case.options.clone();
     let add_generation_prompt = extra.remove("add_generation_prompt") == Some(true.into());
     let tools = extra.remove("tools").map(|tools| tools.as_array().cloned().unwrap_or_default());
-    let tools =
-        tools.into_iter().flatten().map(|tool| serde_json::from_value(tool["function"].clone()).unwrap());
+    let tools = tools
+        .into_iter()
+        .flatten()
+        .map(|tool| serde_json::from_value(tool["function"].clone()).expect("a function"));
     let options = TemplateOptions { add_generation_prompt, tools: tools.collect(), extra, today: None };
     let rendered =
         ChatTemplate::new(&case.template, special.clone()).and_then(|it| it.render(&case.messages, &options));

@@ -14,6 +14,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use ram_core::chat::calls::Format;
+use ram_core::chat::reasoning::Start;
 use ram_core::chat::template::{ChatTemplate, SpecialTokens, TemplateOptions};
 use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::units::Bytes;
@@ -141,6 +142,13 @@ impl Tokenizer {
             tokens.extend(self.encode(piece, false)?);
         }
         Ok(tokens)
+    }
+
+    /// Where the answer to this prompt begins: inside reasoning where the prompt ends with its open tag.
+    #[must_use]
+    pub fn answer_start(&self, prompt: &[u32]) -> Start {
+        let end = &prompt[prompt.len().saturating_sub(START_TOKENS)..];
+        self.decode(end).map_or(Start::Answer, |text| Start::after_prompt(&text))
     }
 
     /// The tokens of a plain text, with those that the tokenizer puts before and after it. Whoever writes the whole
@@ -394,6 +402,8 @@ const TOKENIZER_BYTES_MAX: Bytes = Bytes::from_mib(256);
 const CONFIG_BYTES_MAX: Bytes = Bytes::from_mib(16);
 /// As JSON a template is a little longer than itself; [`ChatTemplate::new`] has the limit of its own.
 const TEMPLATE_BYTES_MAX: Bytes = Bytes::from_mib(1);
+/// Tokens at the end of a prompt that hold an open tag and the white space behind it, one byte a token at worst.
+const START_TOKENS: usize = 16;
 /// Bytes of the longest character.
 const CHAR_BYTES_MAX: usize = 4;
 /// Tokens that stay in the window: at least as many bytes, so that the last three characters are surely whole.
@@ -535,6 +545,26 @@ pub(crate) mod tests {
         let tokens = [6, 8, 6, 1, 7, 3, 6];
         assert_eq!(streamed(&tokenizer, &tokens), ["a", "ab", " a", "", " ab", " ", " a", ""]);
         assert_eq!(streamed(&tokenizer, &tokens).concat(), tokenizer.decode(&tokens).unwrap());
+    }
+
+    #[test]
+    fn the_marks_of_calls_are_text_where_functions_may_be_called() {
+        let mut vocabulary = byte_level_json(&[]);
+        vocabulary["added_tokens"].as_array_mut().unwrap().push(added(262, "[TOOL_CALLS]", true));
+        let vocabulary = vocabulary.to_string();
+        let tokens: Vec<u32> =
+            b"a ".iter().map(|byte| u32::from(*byte)).chain([0xc3, 262, 257, 91]).collect();
+        let text = |template: &str, mut detokenizer: Detokenizer| {
+            let tokenizer = Tokenizer::parse(vocabulary.as_bytes(), &config_json(), Some(template)).unwrap();
+            let mut text: String =
+                tokens.iter().map(|token| detokenizer.push(&tokenizer, *token).unwrap()).collect();
+            text += &detokenizer.finish(&tokenizer).unwrap();
+            text
+        };
+        let knows = "{{ tools }}[TOOL_CALLS]";
+        assert_eq!(text(knows, Detokenizer::with_marks()), "a \u{fffd}[TOOL_CALLS][");
+        assert_eq!(text(knows, Detokenizer::new()), "a \u{fffd}[");
+        assert_eq!(text("[TOOL_CALLS]", Detokenizer::with_marks()), "a \u{fffd}[");
     }
 
     #[test]
