@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -47,20 +47,27 @@ pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response
     front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
 }
 
-/// What a request for one provider may ask for.
-#[derive(Debug, Default, Deserialize)]
+/// What a request for one provider may ask for besides.
+#[derive(Debug, Deserialize)]
 pub(super) struct Asked {
+    /// `1`: why it gets work or none.
     explain: Option<String>,
 }
 
 pub(super) async fn provider(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
-    Query(asked): Query<Asked>,
+    asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<ProviderView>, Refusal> {
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
-    let explain = matches!(asked.explain.as_deref(), Some("1" | "true"));
+    let explain = match asked.as_ref().map(|Query(asked)| asked.explain.as_deref()) {
+        Ok(Some("1" | "true")) => true,
+        Ok(None | Some("0" | "false")) => false,
+        Ok(Some(_)) | Err(_) => {
+            return Err(ApiError::invalid_request("explain", "`explain` is `1` or `0`").into());
+        }
+    };
     let view = move |core: &Coordinator, now| if explain { core.explain(id, now) } else { core.provider(id) };
     let view = gateway.handle.ask(view).await?;
     Ok(Json(view.ok_or_else(unknown)?))
