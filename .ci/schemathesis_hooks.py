@@ -3,6 +3,8 @@
 Only requests that are meant to be good are touched, and only in what JSON Schema has no words for.
 """
 
+import uuid
+
 import schemathesis
 
 MODEL = "ram-demo"
@@ -15,6 +17,8 @@ def before_call(context, case, kwargs):
         return
     if case.operation.path == "/api/v1/quote":
         case.query["model"] = MODEL
+    if case.headers and "idempotency-key" in case.headers:
+        case.headers["idempotency-key"] = str(uuid.uuid4())  # another body under the same key is another request
     if case.operation.path == "/v1/chat/completions" and isinstance(case.body, dict):
         chat(case.body)
 

@@ -6,20 +6,22 @@ use std::str::FromStr;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::response::Response;
 use ram_core::id::ModelId;
 use ram_core::units::TokenCount;
 use ram_proto::openai::ApiError;
-use ram_proto::rest::{NetworkModels, Pricing, Quote};
+use ram_proto::rest::Quote;
 
 use super::Gateway;
 use super::error::Refusal;
 
-pub(super) async fn models(State(gateway): State<Gateway>) -> Result<Json<NetworkModels>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.network_models()).await?))
+pub(super) async fn models(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let build = async || gateway.handle.ask(|core, _| core.network_models()).await;
+    gateway.front.network_models.take(build).await
 }
 
-pub(super) async fn prices(State(gateway): State<Gateway>) -> Result<Json<Pricing>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.pricing()).await?))
+pub(super) async fn prices(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    gateway.front.pricing.take(async || gateway.handle.ask(|core, _| core.pricing()).await).await
 }
 
 pub(super) async fn quote(

@@ -1,5 +1,6 @@
 //! A conversation, and how a model wants to read it.
 
+pub mod calls;
 pub mod reasoning;
 pub mod template;
 pub mod tools;

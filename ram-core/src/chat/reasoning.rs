@@ -181,25 +181,39 @@ impl fmt::Debug for ReasoningFilter {
 }
 
 /// Whether the answer is inside code: a run of backticks opens it, the next run of the same length closes it
-/// (CommonMark, code spans; a fence behaves alike).
+/// (CommonMark, code spans; a fence behaves alike). An empty line ends a span of one or two, for a span does not leave
+/// its paragraph: a lone backtick opens nothing for good.
 #[derive(Clone, Copy, Debug, Default)]
-struct Code {
+pub(super) struct Code {
     /// Length of the run that opened the code; 0 outside.
     opened_by: usize,
     /// Length of the run that ends at the last character.
     run: usize,
+    /// Whether there is nothing but white space since a line break.
+    line_is_empty: bool,
 }
 
+/// Shortest run of backticks that opens a fence.
+const FENCE: usize = 3;
+
 impl Code {
-    fn read(&mut self, next: char) {
+    pub(super) fn read(&mut self, next: char) {
         if next == '`' {
             self.run += 1;
         } else {
             self.end_run();
         }
+        if next == '\n' {
+            if self.line_is_empty && self.opened_by < FENCE {
+                self.opened_by = 0;
+            }
+            self.line_is_empty = true;
+        } else if !next.is_whitespace() {
+            self.line_is_empty = false;
+        }
     }
 
-    fn is_open_before(&mut self, next: char) -> bool {
+    pub(super) fn is_open_before(&mut self, next: char) -> bool {
         if next != '`' {
             self.end_run();
         }
@@ -290,6 +304,8 @@ mod tests {
         check("```xml\n<think>\n```\ndone", "```xml\n<think>\n```\ndone", "");
         check("``a ` <think>`` <think>b</think>c", "``a ` <think>`` c", "b");
         check("`a`<think>b</think>c", "`a`c", "b");
+        check("a ` and\n \n<think>b</think>c", "a ` and\n \nc", "b");
+        check("```\n\n<think>\n```", "```\n\n<think>\n```", "");
     }
 
     #[test]

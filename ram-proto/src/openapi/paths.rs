@@ -56,6 +56,7 @@ fn chat_completion() -> Operation {
     operation("createChatCompletion", OPENAI, "Asks a model")
         .description(Some(CHAT))
         .security(SecurityRequirement::new(BEARER, [""; 0]))
+        .parameter(idempotency_key())
         .request_body(Some(chat_request()))
         .response("200", answered())
         .response(
@@ -65,8 +66,16 @@ fn chat_completion() -> Operation {
         .response("401", unauthorized())
         .response("404", failed("There is no such model: `model_not_found`."))
         .response("408", failed("The body did not arrive in time: `request_timeout`."))
+        .response(
+            "409",
+            failed("The `idempotency-key`'s first request still runs, or its answer is not kept any more."),
+        )
         .response("413", failed("The body is longer than anybody needs: `request_too_large`."))
-        .response("429", spent())
+        .response(
+            "422",
+            failed("The `idempotency-key` stands for a request with another body: `idempotency_key_reused`."),
+        )
+        .response("429", limited())
         .response("500", failed("Something went wrong here: `internal_error`."))
         .response("503", busy())
         .response("504", failed("No provider answered in time: `timeout`."))
@@ -97,8 +106,13 @@ fn ready() -> OperationBuilder {
 
 fn one_provider() -> OperationBuilder {
     let id = parameter("id", ParameterIn::Path, Required::True, reference::<ProviderId>());
+    let explain =
+        parameter("explain", ParameterIn::Query, Required::False, words(&["1", "true", "0", "false"]))
+            .description(Some("Whether to tell why it gets work or none, for each model that it offers."));
     open("provider", NETWORK, "One provider", whole::<ProviderView>())
         .parameter(id)
+        .parameter(explain)
+        .response("400", failed("The query is at fault: `param` names the word."))
         .response("404", failed("There is no such provider online: `not_found`."))
 }
 
@@ -139,6 +153,7 @@ fn keyed(name: &str, summary: &str, good: ResponseBuilder) -> OperationBuilder {
     open(name, OPENAI, summary, good)
         .security(SecurityRequirement::new(BEARER, [""; 0]))
         .response("401", unauthorized())
+        .response("429", limited())
 }
 
 /// A path that asks the coordinator's core, which may be about to stop.
@@ -159,6 +174,14 @@ fn parameter(
     ParameterBuilder::new().name(name).parameter_in(place).required(required).schema(Some(schema))
 }
 
+fn idempotency_key() -> ParameterBuilder {
+    let key = text().pattern(Some("^[!-~]{1,255}$"));
+    parameter("idempotency-key", ParameterIn::Header, Required::False, key).description(Some(
+        "A name for this request: sent again under it, it is answered again and charged once, even if the first \
+         answer never arrived. The same name with another body is refused.",
+    ))
+}
+
 fn chat_request() -> RequestBody {
     let content = Content::new(Some(Ref::from_schema_name(chat::NAME)));
     RequestBodyBuilder::new().content(JSON, content).required(Some(Required::True)).build()
@@ -173,6 +196,10 @@ fn answered() -> ResponseBuilder {
         .description(ANSWERED)
         .content(EVENTS, Content::new(Some(event())))
         .header("x-ignored-fields", header(text(), &ignored))
+        .header(
+            "idempotent-replayed",
+            header(words(&["true"]), "This answer was told before, and is not charged again."),
+        )
 }
 
 /// One event of a stream.
@@ -182,8 +209,7 @@ fn event() -> Object {
         .description(Some("A chunk, or the error that ends the stream."))
         .content_media_type(JSON)
         .content_schema(Some(Schema::AnyOf(told.build())));
-    let done =
-        text().description(Some("The last event of a whole answer.")).enum_values(Some([sse::DONE_DATA]));
+    let done = words(&[sse::DONE_DATA]).description(Some("The last event of a whole answer."));
     ObjectBuilder::new()
         .schema_type(Type::Object)
         .description(Some("One event."))
@@ -198,20 +224,19 @@ fn unauthorized() -> ResponseBuilder {
 }
 
 /// 429. Final ones say so.
-fn spent() -> ResponseBuilder {
-    let retry = ObjectBuilder::new().schema_type(Type::Boolean);
-    failed("Nothing is left to spend: `insufficient_quota`. It is final, and says so by `x-should-retry: false`.")
-        .header("x-should-retry", header(retry, "Overrides what clients make of the status."))
+fn limited() -> ResponseBuilder {
+    failed(
+        "Too fast: `rate_limit_exceeded`, worth another try after a while. Or nothing is left to spend: \
+         `insufficient_quota`, which is final and says so by `x-should-retry: false`.",
+    )
+    .header("retry-after", header(seconds(), "Seconds to wait."))
+    .header("x-should-retry", header(words(&["true", "false"]), "Overrides what clients make of the status."))
 }
 
 /// 503. What comes back says when it may be worth another try.
 fn busy() -> ResponseBuilder {
-    let seconds = ObjectBuilder::new()
-        .schema_type(Type::Integer)
-        .minimum(Some(1))
-        .maximum(Some(RETRY_AFTER_MAX.as_secs()));
     failed("Nobody can take the request now: `no_capacity`; or whoever had it was lost: `provider_lost`.")
-        .header("retry-after", header(seconds, "Seconds to wait."))
+        .header("retry-after", header(seconds(), "Seconds to wait."))
 }
 
 /// 200 with a body of one type.
@@ -237,6 +262,15 @@ fn answer(about: &str) -> ResponseBuilder {
 
 fn header(schema: ObjectBuilder, about: &str) -> Header {
     HeaderBuilder::new().schema(Some(schema)).description(Some(about)).build()
+}
+
+fn seconds() -> ObjectBuilder {
+    let whole = ObjectBuilder::new().schema_type(Type::Integer);
+    whole.minimum(Some(1)).maximum(Some(RETRY_AFTER_MAX.as_secs()))
+}
+
+fn words(words: &[&str]) -> ObjectBuilder {
+    text().enum_values(Some(words.iter().copied()))
 }
 
 fn text() -> ObjectBuilder {

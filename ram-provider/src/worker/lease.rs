@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ram_core::chat::ChatMessage;
-use ram_core::job::{Failure, GenerationParams, Outcome};
+use ram_core::job::{Failure, Job, Outcome};
 use ram_infer::engine::{Prompt, Request};
 use tokio::time::{Instant, timeout_at};
 
@@ -86,15 +85,12 @@ impl Lease {
     ///
     /// # Errors
     /// [`Failure`] when the engine cannot take it now.
-    pub(super) async fn answer(
-        self,
-        messages: Vec<ChatMessage>,
-        params: GenerationParams,
-    ) -> Result<Answer, Failure> {
+    pub(super) async fn answer(self, job: Job) -> Result<Answer, Failure> {
         // The lease goes along: who hangs up now must not have the model unloaded under the prompt.
         let submitted = tokio::task::spawn_blocking(move || {
+            let Job { messages, params, .. } = job;
             let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages), params })?;
-            Ok(Answer::new(self, generation))
+            Ok(Answer::new(self, generation, None))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }
