@@ -358,6 +358,8 @@ mod tests {
         for path in layered.sources.keys() {
             let name = match path.as_str() {
                 "jobs.open_max" => "open_jobs_max",
+                "jobs.per_key_max" => "jobs_per_key_max",
+                "jobs.per_address_max" => "jobs_per_address_max",
                 other => other.rsplit('.').next().unwrap().trim_end_matches("_s"),
             };
             assert!(flags.iter().any(|flag| flag == name), "{path} has no flag");

@@ -331,6 +331,7 @@ fn reason(error: &JobError) -> &'static str {
         JobError::UnknownModel(_) => "unknown_model",
         JobError::NoCapacity(_) => "no_capacity",
         JobError::QueueFull(_) => "queue_full",
+        JobError::TooManyOpen { .. } => "too_many_open",
         JobError::Hold(_) => "payment",
         JobError::DemoBudget => "demo_budget",
         JobError::Draining => "draining",
@@ -342,8 +343,6 @@ fn reason(error: &JobError) -> &'static str {
             Failure::Cancelled => "cancelled",
             _ => "provider",
         },
-        #[allow(unreachable_patterns, reason = "a reason that is new to this file is still counted")]
-        _ => OTHER,
     }
 }
 

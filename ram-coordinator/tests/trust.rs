@@ -76,6 +76,8 @@ async fn a_provider_is_told_which_gate_excludes_it() {
     assert_eq!((plain.explain, plain.silent_seconds, plain.reputation.get()), (None, None, 500));
     let explained = view(&network, provider.id, "?explain=1").await.explain.unwrap();
     assert!(explained.iter().all(|model| model.would_serve && model.why.is_none()));
+    let refused = network.get(&format!("{}/{}?explain=maybe", routes::PROVIDERS, provider.id)).await;
+    assert_eq!(refused.status(), 400);
     provider.say(&ToCoordinator::Draining).await;
     let asked = network.ask(json!({ "model": MODEL }));
     let explained = loop {

@@ -26,10 +26,10 @@ use crate::units::{Bytes, TokenCount};
 
 /// Tokens that no answer shows: the tags around thoughts and the line breaks within them, on both sides.
 const MARKUP_TOKENS: u64 = 16;
-/// Tokens around one tool call that are not shown: its tags, and the JSON that holds its name and arguments.
-const CALL_TOKENS: u64 = 32;
-/// Most pieces of tool calls that are allowed such tokens: beyond, only what is shown counts.
-const CALLS_MAX: u64 = 128;
+/// Tokens around the name of a tool call, or around its arguments, that are not shown: tags, and the JSON that holds it.
+const CALL_TOKENS: u64 = 16;
+/// Most names and arguments that are allowed such tokens: beyond, only what is shown counts.
+const CALLS_MAX: u64 = 256;
 /// Bytes per millisecond at which the fastest machine known to us reads weights: eight B200 in one box, 8 TB/s each
 /// (NVIDIA, DGX B200 data sheet). An M3 Ultra reads at 0.8 TB/s, a desktop's CPU at 0.1.
 const READ_BYTES_PER_MS_MAX: u64 = 64_000_000_000;
@@ -54,7 +54,7 @@ const RECENT_MAX: usize = 32;
 #[derive(Clone)]
 pub struct Digest {
     bytes: u64,
-    /// Pieces of tool calls.
+    /// Names and arguments of tool calls.
     calls: u64,
     whole: Fnv,
     word: Fnv,
@@ -71,7 +71,7 @@ pub enum Part {
     Content,
     /// What the model thought.
     Reasoning,
-    /// The name and arguments of a tool call, or a piece of them.
+    /// The name of a tool call, or its arguments.
     ToolCall,
 }
 
@@ -148,6 +148,9 @@ pub enum Unrewarded {
     /// The provider gave the same long answer to another prompt.
     #[error("the same answer was given to another prompt")]
     Duplicate,
+    /// The answer was cut by a crash of the network's own, and paid as far as it was noted. [`judge`] never says so.
+    #[error("nobody lived to judge the answer")]
+    Unjudged,
 }
 
 /// Why nobody pays for a result: no honest node sends it.
@@ -190,6 +193,7 @@ impl Verdict {
             Self::Unrewarded(Unrewarded::SelfDealing) => "self_dealing",
             Self::Unrewarded(Unrewarded::LowEntropy) => "low_entropy",
             Self::Unrewarded(Unrewarded::Duplicate) => "duplicate",
+            Self::Unrewarded(Unrewarded::Unjudged) => "unjudged",
             Self::Refused(Refused::Empty { .. }) => "refused_empty",
             Self::Refused(Refused::Inflated { .. }) => "refused_inflated",
             Self::Refused(Refused::TooFast { .. }) => "refused_too_fast",

@@ -153,6 +153,19 @@ async fn one_that_runs_is_never_unloaded() {
     assert_eq!(residences(&worker), [OnDisk, Loaded]);
 }
 
+/// The clock of this test jumps on whenever all wait.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_too_long_for_room_is_refused() {
+    let home = Home::new();
+    let worker = home.worker(&[("a", "demo"), ("b", "demo")], Some(3), Preload::First);
+    let mut running = ask(&worker, "a");
+    assert!(matches!(running.next().await, Some(Step::Started { .. })));
+    let (_, outcome) = hear(ask(&worker, "b")).await;
+    assert_eq!(outcome, Outcome::Failed { failure: Failure::OutOfMemory });
+    assert!(hear(running).await.0.contains("Paris"), "who held the room was not disturbed");
+    says_paris(&worker, "b").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn taking_turns_never_ends_in_a_deadlock() {
     let home = Home::new();

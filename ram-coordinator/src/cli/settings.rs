@@ -177,6 +177,22 @@ struct JobSettings {
     #[arg(long = "open-jobs-max", env = "RAM_COORDINATOR_OPEN_JOBS_MAX", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     open_max: Option<usize>,
+    /// Bytes of the prompts of all open jobs [default: 1073741824]
+    #[arg(long, env = "RAM_COORDINATOR_PROMPT_BYTES_MAX", value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_bytes_max: Option<u64>,
+    /// Open jobs of one key [default: 256]
+    #[arg(long = "jobs-per-key-max", env = "RAM_COORDINATOR_JOBS_PER_KEY_MAX", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_key_max: Option<usize>,
+    /// Open jobs of one address with the demo key [default: 8]
+    #[arg(long = "jobs-per-address-max", env = "RAM_COORDINATOR_JOBS_PER_ADDRESS_MAX", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_address_max: Option<usize>,
+    /// Thousandths of a model's queue that jobs of the demo key may take [default: 500]
+    #[arg(long, env = "RAM_COORDINATOR_DEMO_QUEUE_PERMILLE", value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    demo_queue_permille: Option<u32>,
     /// Jobs that wait for one model [default: 256]
     #[arg(long, env = "RAM_COORDINATOR_QUEUE_PER_MODEL_MAX", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

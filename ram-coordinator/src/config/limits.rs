@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ram_core::units::{Bytes, Permille};
 use serde::{Deserialize, Serialize};
 
 use crate::state::Limits;
@@ -120,8 +121,16 @@ impl GatewayLimits {
 pub struct JobLimits {
     /// Open jobs at once.
     pub open_max: usize,
+    /// Bytes of the prompts of all open jobs.
+    pub prompt_bytes_max: Bytes,
+    /// Open jobs of one key.
+    pub per_key_max: usize,
+    /// Open jobs of one address with the demo key.
+    pub per_address_max: usize,
     /// Jobs that wait for one model.
     pub queue_per_model_max: usize,
+    /// Thousandths of a model's queue that jobs of the demo key may take.
+    pub demo_queue_permille: Permille,
     /// How long a job waits for a provider.
     #[serde(rename = "queue_wait_s", with = "seconds")]
     pub queue_wait: Duration,
@@ -144,7 +153,11 @@ impl JobLimits {
     pub fn over(self, limits: Limits) -> Limits {
         Limits {
             jobs: self.open_max,
+            prompt_bytes: self.prompt_bytes_max,
+            jobs_per_key: self.per_key_max,
+            jobs_per_address: self.per_address_max,
             queue_per_model: self.queue_per_model_max,
+            demo_queue_share: self.demo_queue_permille,
             queue_wait: self.queue_wait,
             attempts: self.attempts_max,
             first_token: self.first_token,
@@ -159,7 +172,11 @@ impl From<Limits> for JobLimits {
     fn from(limits: Limits) -> Self {
         Self {
             open_max: limits.jobs,
+            prompt_bytes_max: limits.prompt_bytes,
+            per_key_max: limits.jobs_per_key,
+            per_address_max: limits.jobs_per_address,
             queue_per_model_max: limits.queue_per_model,
+            demo_queue_permille: limits.demo_queue_share,
             queue_wait: limits.queue_wait,
             attempts_max: limits.attempts,
             first_token: limits.first_token,

@@ -10,6 +10,7 @@ use axum::response::Response;
 use ram_core::id::ProviderId;
 use ram_proto::openai::ApiError;
 use ram_proto::rest::{Health, ProviderView, Ready, ReadyCheck};
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Gateway;
@@ -46,31 +47,30 @@ pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response
     front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
 }
 
+/// What a request for one provider may ask for besides.
+#[derive(Debug, Deserialize)]
+pub(super) struct Asked {
+    /// `1`: why it gets work or none.
+    explain: Option<String>,
+}
+
 pub(super) async fn provider(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
-    query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<ProviderView>, Refusal> {
-    let Query(pairs) = query.map_err(|_| ApiError::malformed_body("the query cannot be read"))?;
-    let explain = wants_explanation(&pairs)?;
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
+    let explain = match asked.as_ref().map(|Query(asked)| asked.explain.as_deref()) {
+        Ok(Some("1" | "true")) => true,
+        Ok(None | Some("0" | "false")) => false,
+        Ok(Some(_)) | Err(_) => {
+            return Err(ApiError::invalid_request("explain", "`explain` is `1` or `0`").into());
+        }
+    };
     let view = move |core: &Coordinator, now| if explain { core.explain(id, now) } else { core.provider(id) };
     let view = gateway.handle.ask(view).await?;
     Ok(Json(view.ok_or_else(unknown)?))
-}
-
-/// Whether a query asks why a provider gets work or none.
-fn wants_explanation(query: &[(String, String)]) -> Result<bool, ApiError> {
-    let mut asked = query.iter().filter(|(key, _)| key == "explain").map(|(_, value)| value.as_str());
-    match (asked.next(), asked.next()) {
-        (None, _) | (Some("0" | "false"), None) => Ok(false),
-        (Some("1" | "true"), None) => Ok(true),
-        _ => Err(ApiError::invalid_request(
-            "explain",
-            "invalid `explain`: expected `1`, `true`, `0` or `false`",
-        )),
-    }
 }
 
 pub(super) async fn stats(State(gateway): State<Gateway>) -> Result<Response, Refusal> {

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! A job takes one hold and resolves it once: by a settle for what was delivered, or by a void. Only the current
-//! attempt of the current provider is listened to; every other word about a job comes from a ghost.
+//! attempt of the current provider is listened to; every other word about a job comes from a ghost. A result is judged
+//! (`trust`) before it is paid: one that cannot be true is a failure, before the first word as after it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -31,8 +32,9 @@ use ram_core::validate::{Digest, Part, Unrewarded, Verdict};
 
 use ram_proto::control::Chunk;
 
-use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 use crate::address::subscriber;
+
+use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
@@ -419,7 +421,7 @@ impl JobRecord {
         }
         run.checkpoint = Checkpoint { at: now, delivered: run.delivered };
         let Phase::Running(run) = &self.phase else { return None };
-        Some(self.settle(run, self.so_far(run), Verdict::Good).0)
+        Some(self.settle(run, self.so_far(run), Verdict::Unrewarded(Unrewarded::Unjudged)).0)
     }
 
     /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered, and so by the hold. An

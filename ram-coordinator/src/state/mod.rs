@@ -71,7 +71,7 @@ pub struct Limits {
     pub prompt_bytes: Bytes,
     /// Open jobs of one key: an application with many users behind it, and never all of [`jobs`](Self::jobs).
     pub jobs_per_key: usize,
-    /// Open jobs of one address with the demo key: a person with a few windows.
+    /// Open jobs of one address with the demo key, each answer of a request being one: two requests of the most answers.
     pub jobs_per_address: usize,
     /// Jobs that wait for one model.
     pub queue_per_model: usize,
@@ -100,7 +100,7 @@ impl Default for Limits {
             jobs: 4096,
             prompt_bytes: Bytes::from_gib(1),
             jobs_per_key: 256,
-            jobs_per_address: 8,
+            jobs_per_address: 16,
             queue_per_model: 256,
             demo_queue_share: Permille::new(500),
             queue_wait: Duration::from_secs(30),

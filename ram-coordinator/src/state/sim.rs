@@ -15,7 +15,7 @@ use ram_core::chat::{ChatMessage, PromptText, Role};
 use ram_core::id::{Attempt, JobId, NodeKey, ProviderId};
 use ram_core::job::{Failure, FinishReason, GenerationParams, Outcome, Sampling, Usage};
 use ram_core::provider::{Hardware, Load, ModelOffer, ModelState, ProviderSpec, Thermal};
-use ram_core::reputation::Reputation;
+use ram_core::reputation::{self, Reputation};
 use ram_core::units::{Bytes, Timestamp, TokenCount, XRam};
 use ram_core::validate::{Unrewarded, Verdict};
 use ram_crypto::identity::NodeIdentity;
@@ -148,6 +148,7 @@ impl Night {
             queue_per_model: 8,
             jobs: 64,
             jobs_per_key: 24,
+            jobs_per_address: 8,
             queue_wait: Duration::from_secs(5),
             first_token: Duration::from_secs(3),
             between_tokens: Duration::from_secs(3),
@@ -499,10 +500,10 @@ impl Night {
         effects.into_iter().for_each(|effect| self.perform(effect));
         for node in &self.nodes {
             let known = self.coordinator.standings.of(node.id(), self.now);
-            if let Some(noted) = self.noted.get(&node.id()) {
-                assert_eq!(noted.score(self.now), known);
-            }
-            if known < ram_core::reputation::FLOOR {
+            let noted = self.noted.get(&node.id()).map(|reputation| reputation.score(self.now));
+            assert_eq!(noted.unwrap_or(reputation::NEUTRAL), known);
+            if known < reputation::FLOOR {
+                assert_ne!(node.nature, Nature::Honest, "an honest node is locked out");
                 self.tally.untrusted += 1;
             }
         }

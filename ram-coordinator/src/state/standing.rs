@@ -67,12 +67,18 @@ impl Standings {
             self.known.retain(|_, reputation| !reputation.is_neutral(now));
         }
         if self.known.len() > KNOWN_MAX {
-            // Whoever is nearest to the middle loses least by being forgotten, and we lose least by forgetting it.
-            let middling =
-                |known: &(&ProviderId, &Reputation)| known.1.score(now).get().abs_diff(NEUTRAL.get());
-            if let Some(forgotten) = self.known.iter().min_by_key(middling).map(|(&provider, _)| provider) {
-                self.known.remove(&forgotten);
-            }
+            self.forget_a_tenth(now);
+        }
+    }
+
+    /// Whoever is nearest to the middle loses least by being forgotten, and we lose least by forgetting it.
+    fn forget_a_tenth(&mut self, now: Timestamp) {
+        let distance = |reputation: &Reputation| reputation.score(now).get().abs_diff(NEUTRAL.get());
+        let mut known: Vec<(u32, ProviderId)> =
+            self.known.iter().map(|(&provider, reputation)| (distance(reputation), provider)).collect();
+        let (nearest, ..) = known.select_nth_unstable(KNOWN_MAX / 10);
+        for (_, provider) in nearest {
+            self.known.remove(provider);
         }
     }
 }
@@ -93,8 +99,12 @@ mod tests {
             standings.known.insert(provider(number), Reputation::from_parts(600_000, now));
         }
         standings.note(provider(KNOWN_MAX + 9), Deed::Failed, now);
+        assert!(standings.known.len() <= KNOWN_MAX);
+        assert!(standings.of(provider(0), now) < NEUTRAL, "a liar is not forgotten for a crowd");
         let much_later = now.after(Duration::from_secs(3600 * 24 * 365));
-        assert!(standings.of(provider(0), now) < NEUTRAL);
+        for number in KNOWN_MAX + 10..=2 * KNOWN_MAX {
+            standings.known.insert(provider(number), Reputation::from_parts(600_000, now));
+        }
         standings.note(provider(1), Deed::Served, much_later);
         assert_eq!(standings.known.len(), 1, "a year later nobody else is more than a stranger");
     }

@@ -515,7 +515,8 @@ mod tests {
         wait(store.settle(claim(4, 0, 7, 10), LEASE.at)).unwrap();
         assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 1);
         assert_eq!(wait(store.balance(Account::User(key_id(1)))).unwrap(), Balance::from_units(930));
-        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict = 'good'"), 2);
+        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict = 'good'"), 1);
+        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict = 'unjudged'"), 1);
         drop(SqliteStore::open(&path).unwrap()); // and a second time there is nothing to do
     }
 

@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ram_core::id::ModelId;
 use ram_core::units::Bytes;
@@ -52,14 +53,10 @@ impl Cache {
     }
 
     /// Tells programs that make backups that what lies there can be fetched again (<https://bford.info/cachedir>).
-    pub(super) fn tag(&self) -> Result<(), HubError> {
-        make_dir(&self.root)?;
-        let path = self.root.join("CACHEDIR.TAG");
-        let written = File::create_new(&path).and_then(|mut file| file.write_all(CACHEDIR_TAG.as_bytes()));
-        match written {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(HubError::disk(path)(error)),
-            _ => Ok(()),
-        }
+    pub(super) fn tag(&self) {
+        // A courtesy: a cache that nobody may write to has all it needs, or fails where it matters.
+        let tagged = File::create_new(self.root.join("CACHEDIR.TAG"));
+        let _ = tagged.and_then(|mut file| file.write_all(CACHEDIR_TAG.as_bytes()));
     }
 
     /// Every model that something lies there of, by name.
@@ -196,16 +193,14 @@ impl Repository {
 
     /// Puts a blob into a snapshot.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<(), HubError> {
-        let link = self.file(commit, name);
-        make_dir(&self.snapshot_at(commit))?;
-        if fs::symlink_metadata(&link).is_ok() {
-            fs::remove_file(&link).map_err(HubError::disk(&link))?; // a link to nothing: a blob was removed by hand
-        }
-        match link_to(&self.blob(etag), etag, &link) {
-            // Another tool was faster by a moment.
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            linked => linked.map_err(HubError::disk(link)),
-        }
+        let dir = self.snapshot_at(commit);
+        make_dir(&dir)?;
+        // Made aside and moved: a link to nothing (a blob removed by hand) is replaced, and one that another tool has
+        // just made is never missing.
+        let (aside, link) = (unique(&dir, name), dir.join(name));
+        link_to(&self.blob(etag), etag, &aside)
+            .and_then(|()| fs::rename(&aside, &link))
+            .map_err(HubError::disk(link))
     }
 
     /// Writes down which commit `main` is, in one step.
@@ -216,9 +211,9 @@ impl Repository {
             return Ok(());
         }
         make_dir(&refs)?;
-        let temporary = refs.join(format!(".{REVISION}.{}", std::process::id()));
-        let written = File::create(&temporary).and_then(|mut file| file.write_all(commit.as_bytes()));
-        written.and_then(|()| fs::rename(&temporary, &path)).map_err(HubError::disk(path))
+        let aside = unique(&refs, REVISION);
+        let written = File::create(&aside).and_then(|mut file| file.write_all(commit.as_bytes()));
+        written.and_then(|()| fs::rename(&aside, &path)).map_err(HubError::disk(path))
     }
 
     /// Takes every lock of the model, its own and those of blobs.
@@ -263,6 +258,12 @@ fn indexed(dir: &Path) -> Option<Vec<String>> {
     let mut index = Vec::new();
     File::open(dir.join(INDEX)).ok()?.take(INDEX_BYTES_MAX.get()).read_to_end(&mut index).ok()?;
     Some(shards(&index).ok()?.into_iter().collect())
+}
+
+/// A name beside another that no one else has: neither another process nor another thread of this one.
+fn unique(dir: &Path, name: &str) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    dir.join(format!(".{name}.{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// Makes a folder, and those above it.

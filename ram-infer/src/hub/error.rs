@@ -73,7 +73,7 @@ pub enum HubError {
         status: u16,
     },
     /// The hub is down, or has had too many requests. Tried again before it is told.
-    #[error("the hub is busy ({host} answers {status}); try again later")]
+    #[error("the hub is busy: {host} answers {status}")]
     Busy {
         /// Who answered.
         host: String,
@@ -83,7 +83,7 @@ pub enum HubError {
         retry_after: Option<Duration>,
     },
     /// No connection, or one that broke or fell silent. Tried again before it is told.
-    #[error("the connection to {host} failed: {problem}; what has come is kept, so try again")]
+    #[error("the connection to {host} failed: {problem}")]
     Broken {
         /// Whom we talked to.
         host: String,

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,12 +22,14 @@ use super::http::{Http, Wanted, broken};
 use super::listing::{
     CONFIG, CONFIG_BYTES_MAX, Content, Entry, INDEX, INDEX_BYTES_MAX, Listing, SINGLE, TOKENIZER, shards,
 };
-use super::{HubConfig, HubError};
+use super::{HubConfig, HubError, Patience};
 use crate::config::ModelConfig;
 use crate::error::InferError;
 
 /// Files that come at once: one connection to a far store seldom fills a line, and more than a few are unkind to it.
 const FILES_AT_ONCE: usize = 4;
+/// Tries for what has to be known first: somebody waits, and sees nothing yet.
+const QUESTION_TRIES: NonZeroU32 = NonZeroU32::new(3).expect("three is not zero");
 /// Notes that may wait for the listener; then the files wait.
 const NOTES_MAX: usize = 64;
 
@@ -176,7 +179,6 @@ impl Hub {
     ) -> Result<PathBuf, HubError> {
         let repository = self.cache.repository(&plan.model);
         self.check_room(self.missing(plan))?;
-        self.cache.tag()?;
         Download { hub: self, plan, repository: &repository, cancelled }.run(progress)?;
         for file in &plan.files {
             if !has(&repository.file(&plan.commit, &file.name), file.size) {
@@ -184,6 +186,7 @@ impl Hub {
             }
         }
         repository.write_ref(&plan.commit)?;
+        self.cache.tag();
         let snapshot = repository.snapshot_at(&plan.commit);
         if is_whole(&snapshot) {
             Ok(snapshot)
@@ -260,7 +263,8 @@ impl Planner<'_> {
 
     /// Asks again when the world failed.
     fn patiently<T>(&self, ask: impl Fn() -> Result<T, HubError>) -> Result<T, HubError> {
-        let mut tries = Tries::new(self.hub.config.patience);
+        let patience = self.hub.config.patience;
+        let mut tries = Tries::new(Patience { tries: patience.tries.min(QUESTION_TRIES), ..patience });
         loop {
             match ask() {
                 Err(error) if error.is_transient() => {

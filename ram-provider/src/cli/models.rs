@@ -95,7 +95,14 @@ impl ModelsCommand {
                     Pull { models: resolved(&models), force, room: room.read()?, json, hub: hub::config()? };
                 pull.run(shutdown).await
             }
-            Self::Remove(args) => Ok(args.run()),
+            Self::Remove(args) => {
+                // On a thread of its own, for a question may stay open, and an interrupt is an answer to it.
+                let work = tokio::task::spawn_blocking(move || args.run());
+                tokio::select! {
+                    done = work => done.map_err(|_| ProviderError::LoadPanicked),
+                    () = shutdown => Ok(ExitCode::FAILURE),
+                }
+            }
         }
     }
 }
@@ -147,7 +154,7 @@ fn table(header: &[String; 6], rows: &[([String; 6], Vec<String>)]) -> String {
 }
 
 impl RemoveArgs {
-    fn run(self) -> ExitCode {
+    fn run(&self) -> ExitCode {
         if !self.yes && !io::stdin().is_terminal() {
             complain("nobody is there to be asked: say --yes to remove them");
             return USAGE.into();

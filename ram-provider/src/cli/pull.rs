@@ -142,9 +142,15 @@ impl Pull {
 
     fn tell_failure(&self, model: &ModelId, error: &ProviderError) {
         let cause = std::error::Error::source(error).map_or_else(String::new, |source| format!(": {source}"));
-        let is_too_much =
-            matches!(error, ProviderError::ModelTooLarge { .. } | ProviderError::ModelUnknown { .. });
-        let hint = if is_too_much { "; --force fetches it all the same" } else { "" };
+        let hint = match error {
+            ProviderError::ModelTooLarge { .. } | ProviderError::ModelUnknown { .. } => {
+                "; --force fetches it all the same"
+            }
+            ProviderError::Hub(error) if error.is_transient() => {
+                "; what has come is kept, so try again in a while"
+            }
+            _ => "",
+        };
         let problem = format!("{error}{cause}{hint}");
         if self.json {
             print(&format!("{}\n", json!({ "event": "failed", "model": model, "error": problem })));

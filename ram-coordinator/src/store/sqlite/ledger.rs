@@ -12,7 +12,7 @@ use ram_core::id::{Attempt, JobId};
 use ram_core::job::Usage;
 use ram_core::reputation::Reputation;
 use ram_core::units::{Timestamp, TokenCount, XRam};
-use ram_core::validate::Verdict;
+use ram_core::validate::{Unrewarded, Verdict};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::keys::{KeyHash, KeyRecord};
@@ -23,6 +23,8 @@ type Outcome<T> = Result<T, StoreError>;
 
 /// Most holds that one sweep resolves, so that it does not keep jobs waiting; the next sweep takes the rest.
 const SWEEP_MAX: u32 = 1000;
+/// Most nodes whose standing is kept over a start, those of the last deeds: 6 MB, and as many as the core remembers.
+const STANDINGS_MAX: u32 = 100_000;
 
 pub(super) fn hold(db: &Connection, order: &HoldOrder, lease: Lease) -> Outcome<()> {
     let payer = match &order.payer {
@@ -213,8 +215,11 @@ pub(super) fn note_standings(db: &Connection, standings: &[Standing]) -> Outcome
 }
 
 pub(super) fn standings(db: &Connection, since: Timestamp) -> Outcome<Vec<Standing>> {
-    db.prepare_cached("DELETE FROM reputation WHERE at < :since")?
-        .execute(named_params! { ":since": time(since) })?;
+    db.prepare_cached(
+        "DELETE FROM reputation
+         WHERE at < max(:since, coalesce((SELECT at FROM reputation ORDER BY at DESC LIMIT 1 OFFSET :most), 0))",
+    )?
+    .execute(named_params! { ":since": time(since), ":most": STANDINGS_MAX })?;
     db.prepare_cached("SELECT provider, level, at FROM reputation ORDER BY provider")?
         .query_and_then((), |row| {
             let reputation = Reputation::from_parts(row.get(1)?, instant(row, 2, "reputation.at")?);
@@ -381,7 +386,7 @@ fn checkpoint_of(db: &Connection, job: JobId) -> Outcome<Option<SettleOrder>> {
             provider: parsed(row, 1, "checkpoints.provider")?,
             usage,
             charge: amount(row, 4, "checkpoints.charge")?,
-            verdict: Verdict::Good, // nobody lived to judge it
+            verdict: Verdict::Unrewarded(Unrewarded::Unjudged),
         })
     })?
     .next()
