@@ -58,9 +58,9 @@ pub const IGNORED_FIELDS_MAX: usize = 16;
 pub const IGNORED_FIELD_BYTES_MAX: usize = 96;
 
 /// Pairs, key length and value length that OpenAI allows in `metadata`.
-const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
+pub(crate) const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
 /// Longest `user`, `safety_identifier` or `prompt_cache_key`: what identifiers need.
-const IDENTIFIER_BYTES_MAX: usize = 512;
+pub(crate) const IDENTIFIER_BYTES_MAX: usize = 512;
 
 /// A chat request, validated. Its `Debug` shows no word of the conversation.
 #[derive(Clone, Debug, PartialEq)]
