@@ -23,6 +23,7 @@ use ram_coordinator::store::{Lease, Store};
 use ram_core::id::{Attempt, JobId, NodeKey};
 use ram_core::job::Usage;
 use ram_core::units::XRam;
+use ram_core::validate::Verdict;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -71,7 +72,8 @@ fn ledger(criterion: &mut Criterion) {
             store.hold(order, Lease { at, until: at }).await.unwrap();
             let provider = NodeKey::from_bytes([7; 32]).provider_id();
             let (attempt, usage, charge) = (Attempt::FIRST, Usage::default(), XRam::from_milli_xram(10));
-            store.settle(SettleOrder { job, attempt, provider, usage, charge }, at).await.unwrap()
+            let verdict = Verdict::Good;
+            store.settle(SettleOrder { job, attempt, provider, usage, charge, verdict }, at).await.unwrap()
         };
         group.throughput(Throughput::Elements(AT_ONCE));
         group.bench_function(format!("{name}, {AT_ONCE} at once"), |bench| {

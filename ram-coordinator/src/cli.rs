@@ -1,23 +1,25 @@
-//! The command line: `serve`, and `keys create | list | revoke`.
+//! The command line: `serve`, and `keys create | list | credit | revoke`.
 //!
 //! Each command answers with text for a person, or with one JSON object under `--json`. `keys` works on the database
 //! itself, while a coordinator runs on it or not.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+mod settings;
+
 use std::sync::Arc;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use ram_chain::account::KeyId;
 use ram_core::units::XRam;
 use serde_json::json;
 use tracing::info;
 
-use crate::config::{Config, ConfigError, Database};
+use crate::config::{ConfigError, Layered};
 use crate::keys::{DemoKey, KeyError, KeyKind, KeyRecord, Keys, NewKey};
 use crate::run;
-use crate::serve::{self, StartError};
+use crate::serve::{self, StartError, Stopped};
 use crate::store::StoreError;
+
+pub use settings::{ServeSettings, Settings, Switch};
 
 /// The coordinator of a RAM Aggregator network.
 #[derive(Debug, Parser)]
@@ -31,49 +33,23 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Settings: a flag wins over its environment variable, that over the file, that over the default.
-#[derive(Args, Clone, Debug)]
-pub struct Settings {
-    /// JSON file with settings
-    #[arg(long, global = true, env = "RAM_COORDINATOR_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// SQLite file with money and keys, or `:memory:` [default: ~/.ram-aggregator/coordinator.db]
-    #[arg(long, global = true, env = "RAM_COORDINATOR_DATABASE", value_name = "FILE")]
-    pub database: Option<Database>,
-    /// Where users and providers connect [default: 127.0.0.1:8080]
-    #[arg(long, global = true, env = "RAM_COORDINATOR_LISTEN", value_name = "ADDR:PORT")]
-    pub listen: Option<SocketAddr>,
-    /// The name that providers sign
-    #[arg(long, global = true, env = "RAM_COORDINATOR_NAME")]
-    pub name: Option<String>,
-    /// Chain id of the network's money [default: 84530, the embedded chain]
-    #[arg(long, global = true, env = "RAM_COORDINATOR_NETWORK", value_name = "CHAIN")]
-    pub network: Option<u64>,
-    /// Whether the demo key opens this network
-    #[arg(long, global = true, env = "RAM_COORDINATOR_DEMO_KEY", value_name = "ON|OFF")]
-    pub demo_key: Option<Switch>,
-    /// Answer with JSON
-    #[arg(long, global = true)]
-    pub json: bool,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// On.
-    On,
-    /// Off.
-    Off,
-}
-
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the coordinator until SIGTERM or Ctrl-C
+    ///
+    /// The first signal lets running jobs end, the second one ends at once. Exit codes: 0 when all jobs had ended, 3
+    /// when some were given up, 1 when something failed, 2 when the command line is wrong.
     Serve {
         /// Print the settings as they would be used, and do nothing
         #[arg(long)]
         print_config: bool,
+        /// Print where each setting comes from, and do nothing
+        #[arg(long, conflicts_with = "print_config")]
+        print_sources: bool,
+        /// Settings of a coordinator that serves.
+        #[command(flatten)]
+        settings: Box<ServeSettings>,
     },
     /// Make, show and revoke keys
     Keys {
@@ -100,6 +76,14 @@ pub enum KeysCommand {
     },
     /// Show all keys and what each can spend
     List,
+    /// Give a key more to spend
+    Credit {
+        /// Its id, such as `key_0123456789abcdef`
+        id: KeyId,
+        /// How much, in xRAM
+        #[arg(value_name = "XRAM")]
+        amount: XRam,
+    },
     /// Refuse a key from now on
     Revoke {
         /// Its id, such as `key_0123456789abcdef`
@@ -130,6 +114,9 @@ pub enum CliError {
     /// The operating system does not tell when to stop.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
+    /// The coordinator stopped before all jobs had ended.
+    #[error("stopped before all jobs had ended")]
+    CutShort,
 }
 
 impl Cli {
@@ -138,40 +125,25 @@ impl Cli {
     /// # Errors
     /// [`CliError`], which names what the operator must mend.
     pub async fn run(self) -> Result<Told, CliError> {
-        let config = self.settings.config()?;
         let json = self.settings.json;
         match self.command {
-            Command::Serve { print_config: true } => Ok(Told(pretty(&json!(config)))),
-            Command::Serve { print_config: false } => serve_until_told(config).await,
+            Command::Serve { print_config, print_sources, settings } => {
+                let layered = self.settings.config(Some(&settings))?;
+                if print_config {
+                    Ok(Told(pretty(&layered.config.to_json())))
+                } else if print_sources {
+                    Ok(Told(pretty(&json!(layered.sources))))
+                } else {
+                    serve_until_told(layered).await
+                }
+            }
             Command::Keys { command } => {
+                let Layered { config, .. } = self.settings.config(None)?;
                 let store = Arc::new(serve::open_store(&config.database)?);
                 let told = keys(&Keys::new(store, config.demo_key), command).await?;
                 Ok(Told(if json { pretty(&told.json) } else { told.text }))
             }
         }
-    }
-}
-
-impl Settings {
-    /// The settings from all four sources.
-    ///
-    /// # Errors
-    /// The file's.
-    pub fn config(&self) -> Result<Config, ConfigError> {
-        let home = std::env::home_dir();
-        let base = Config::for_home(home.as_deref());
-        let base = match &self.config {
-            Some(path) => base.with_file(path)?,
-            None => base,
-        };
-        Ok(Config {
-            listen: self.listen.unwrap_or(base.listen),
-            database: self.database.clone().unwrap_or(base.database),
-            name: self.name.clone().unwrap_or(base.name),
-            network: self.network.unwrap_or(base.network),
-            demo_key: self.demo_key.map_or(base.demo_key, DemoKey::from),
-            ..base
-        })
     }
 }
 
@@ -184,36 +156,52 @@ impl From<Switch> for DemoKey {
     }
 }
 
-async fn serve_until_told(config: Config) -> Result<Told, CliError> {
-    let stop = stop_signal().map_err(CliError::Signals)?;
-    let coordinator = serve::start(config).await?;
-    stop.await;
-    info!("stopping: running jobs may end");
-    coordinator.shutdown().await;
-    Ok(Told(String::new()))
+async fn serve_until_told(settings: Layered) -> Result<Told, CliError> {
+    let mut signals = Signals::listen().map_err(CliError::Signals)?;
+    let coordinator = serve::start_layered(settings).await?;
+    signals.next().await;
+    info!("stopping: running jobs may end; a second signal ends at once");
+    match coordinator.shutdown_unless(signals.next()).await {
+        Stopped::Drained => Ok(Told(String::new())),
+        Stopped::CutShort => Err(CliError::CutShort),
+    }
 }
 
-/// Ends with the first SIGTERM or Ctrl-C. Listens from the call on, so that none is missed while starting.
-fn stop_signal() -> std::io::Result<impl Future<Output = ()>> {
+/// SIGTERM and Ctrl-C. Listens from the first on, so that none is missed while starting.
+struct Signals {
     #[cfg(unix)]
-    {
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        })
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    #[cfg(not(unix))]
-    {
-        Ok(async {
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await; // then only a kill stops us
-            }
-        })
+
+    /// Ends with the next one.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {})
+    }
+
+    /// Ends with the next one.
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await; // then only a kill stops us
+        }
     }
 }
 
@@ -238,6 +226,11 @@ async fn keys(keys: &Keys, command: KeysCommand) -> Result<Answer, CliError> {
             let text = list.iter().map(|(record, spendable)| line(record, *spendable)).collect();
             let rows: Vec<_> = list.iter().map(|(record, spendable)| row(record, *spendable)).collect();
             Ok(Answer { text, json: json!({ "keys": rows }) })
+        }
+        KeysCommand::Credit { id, amount } => {
+            let spendable = keys.credit(&id, amount, run::now()).await?;
+            let text = format!("{id} can spend {spendable} xRAM.\n");
+            Ok(Answer { text, json: json!({ "id": id, "spendable": spendable }) })
         }
         KeysCommand::Revoke { id } => {
             let record = keys.revoke(&id, run::now()).await?;
@@ -280,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_listed_and_revoked_across_processes() {
+    fn a_key_is_made_listed_credited_and_revoked_across_processes() {
         let folder = tempfile::tempdir().unwrap();
         let database = folder.path().join("some/where.db");
         let with = |arguments: &[&str]| {
@@ -293,6 +286,8 @@ mod tests {
         assert_eq!(listed["keys"][0]["id"], made["id"]);
         assert_eq!(listed["keys"][0]["spendable"], "12.5");
         assert!(!listed.to_string().contains(made["key"].as_str().unwrap()));
+        let credited = with(&["keys", "credit", made["id"].as_str().unwrap(), "2.5"]);
+        assert_eq!(credited["spendable"], "15");
         let revoked = with(&["keys", "revoke", made["id"].as_str().unwrap()]);
         assert!(revoked["revoked_at"].is_u64());
     }
@@ -310,7 +305,64 @@ mod tests {
         std::fs::write(&file, r#"{"name":"from the file","network":8453}"#).unwrap();
         let arguments =
             ["serve", "--print-config", "--name", "from the flag", "--config", file.to_str().unwrap()];
-        let config: Config = serde_json::from_str(&told(&arguments).unwrap().0).unwrap();
+        let config: crate::config::Config = serde_json::from_str(&told(&arguments).unwrap().0).unwrap();
         assert_eq!((config.name.as_str(), config.network), ("from the flag", 8453));
+    }
+
+    #[test]
+    fn every_flag_lands_in_its_setting_and_says_so() {
+        let arguments = [
+            "serve",
+            "--trusted-proxies=10.0.0.0/8,fd00::/8",
+            "--proxy-header=forwarded",
+            "--cors-origins=https://app.example",
+            "--admin-listen=off",
+            "--log-addresses",
+            "--demo-tokens=7",
+            "--headers-max=9",
+            "--write-stall=5",
+            "--queue-wait=3",
+        ];
+        let settings: serde_json::Value =
+            serde_json::from_str(&told(&[&arguments[..], &["--print-config"]].concat()).unwrap().0).unwrap();
+        let check = |path: &str, expected: serde_json::Value| {
+            assert_eq!(settings.pointer(path), Some(&expected), "{path}");
+        };
+        check("/trusted_proxies", json!(["10.0.0.0/8", "fd00::/8"]));
+        check("/proxy_header", json!("forwarded"));
+        check("/cors_origins", json!(["https://app.example"]));
+        check("/admin_listen", json!("off"));
+        check("/log_addresses", json!(true));
+        check("/demo_tokens", json!(7));
+        check("/gateway/headers_max", json!(9));
+        check("/gateway/write_stall_s", json!(5));
+        check("/jobs/queue_wait_s", json!(3));
+        check("/jobs/attempts_max", json!(3));
+        let sources: serde_json::Value =
+            serde_json::from_str(&told(&[&arguments[..], &["--print-sources"]].concat()).unwrap().0).unwrap();
+        assert_eq!(sources["gateway.headers_max"], "command_line");
+        assert_eq!(sources["jobs.attempts_max"], "default");
+    }
+
+    #[test]
+    fn every_setting_of_the_file_has_a_flag_and_a_variable() {
+        let command = <Cli as clap::CommandFactory>::command();
+        let serve = command.find_subcommand("serve").unwrap();
+        let flags: Vec<String> = command
+            .get_arguments()
+            .chain(serve.get_arguments())
+            .filter(|flag| flag.get_env().is_some() && flag.get_help().is_some())
+            .filter_map(|flag| flag.get_long().map(|long| long.replace('-', "_")))
+            .collect();
+        let layered = crate::config::Config::default().layered(None, json!({})).unwrap();
+        for path in layered.sources.keys() {
+            let name = match path.as_str() {
+                "jobs.open_max" => "open_jobs_max",
+                "jobs.per_key_max" => "jobs_per_key_max",
+                "jobs.per_address_max" => "jobs_per_address_max",
+                other => other.rsplit('.').next().unwrap().trim_end_matches("_s"),
+            };
+            assert!(flags.iter().any(|flag| flag == name), "{path} has no flag");
+        }
     }
 }

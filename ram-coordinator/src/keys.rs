@@ -227,6 +227,12 @@ impl Keys {
         Ok(record)
     }
 
+    /// Whether this key has been good here lately, so that looking it up again is no guess.
+    pub(crate) fn knows(&self, key: &str) -> bool {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        remembered.contains_key(&KeyHash::of(key))
+    }
+
     fn remembered(&self, hash: KeyHash, now: Timestamp) -> Option<KeyRecord> {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let (record, looked_up) = remembered.get(&hash)?;
@@ -330,13 +336,15 @@ fn reference() -> Result<Reference, KeyError> {
     Ok(Reference::from_bits(u128::from_be_bytes(random()?)))
 }
 
-fn random<const N: usize>() -> Result<[u8; N], KeyError> {
+/// Random bits from the operating system.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], KeyError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|_| KeyError::NoRandomness)?;
     Ok(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

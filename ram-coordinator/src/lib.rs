@@ -8,8 +8,11 @@
 //! | [`ws`] | providers' sockets |
 //! | [`store`] | money, keys and jobs, kept; SQLite built in |
 //! | [`keys`] | who calls |
+//! | [`admin`] | the administrator's key |
+//! | [`metrics`] | what is counted |
 //! | [`config`] | what an operator decides |
 //! | [`cli`] | the same from a command line |
+//! | [`address`] | whose request it is, through trusted proxies |
 //! | [`serve`] | all of it put together: [`serve::start`] |
 //!
 //! ```
@@ -26,14 +29,20 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod http;
+mod idempotency;
 pub mod keys;
+pub mod metrics;
+mod rate;
 pub mod run;
 pub mod serve;
+mod socket;
 pub mod state;
 pub mod store;
 pub mod ws;
 
-pub use serve::{Running, StartError, start};
+pub use serve::{Running, StartError, Stopped, start};

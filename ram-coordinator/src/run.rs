@@ -19,14 +19,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ram_core::id::{JobId, ModelId, ProviderId};
-use ram_core::units::Timestamp;
+use ram_core::units::{Timestamp, XRam};
 use ram_proto::control::{Nonce, ToCoordinator, ToProvider};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tracing::{debug, error, info, warn};
 
+use crate::metrics::{JobEnd, Metrics};
 use crate::state::{
-    ConnId, Coordinator, Effect, Event, HoldOrder, Receipt, Reply, SettleOrder, Submission, TICK,
+    ConnId, Coordinator, Effect, Event, HoldOrder, Receipt, Reply, SettleOrder, Standing, Submission, TICK,
 };
 use crate::store::{Lease, Store, StoreError};
 
@@ -37,12 +38,15 @@ pub use replies::Replies;
 /// Inputs that may wait for the loop; whoever brings more waits itself, so sockets feel it as back-pressure.
 const INBOX_MAX: usize = 1024;
 /// Messages that may wait for one provider. Each is small but for prompts, of which it has at most its slots' worth.
+/// They wait in boxes: a channel makes room for 32 at once, and an idle provider shall not cost a page.
 const OUTBOX_MAX: usize = 256;
 /// How long money stays set aside for a job that nobody vouches for: what a crash can cost a user in waiting.
 const HOLD_LEASE: Duration = Duration::from_secs(120);
 /// When to settle again where the disk was full or another process held the database: within the lease.
 const SETTLE_AGAIN_AFTER: [Duration; 3] =
     [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(9)];
+/// After 60 days nothing is left of a reputation: 30 half-lives.
+const FORGOTTEN_AFTER_MS: u64 = 60 * 24 * 3600 * 1000;
 /// How often the leases of running jobs are renewed and dead ones are voided.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
 
@@ -94,11 +98,12 @@ pub struct Handle {
 
 /// What reaches the loop.
 enum Input {
-    Opened(ConnId, Nonce, mpsc::Sender<ToProvider>),
+    Opened(ConnId, Nonce, mpsc::Sender<Box<ToProvider>>),
     Happened(Event),
     Submit(Box<Submission>, ReplySender),
     Ask(Question),
     Drain(oneshot::Sender<()>),
+    Do(Event),
     Stop,
 }
 
@@ -114,13 +119,18 @@ impl fmt::Debug for Input {
 /// Starts the loop over a store, on the current tokio runtime.
 ///
 /// The task ends after [`Handle::stop`].
-pub fn spawn(core: Coordinator, store: Arc<dyn Store>) -> (Handle, tokio::task::JoinHandle<()>) {
+pub fn spawn(
+    core: Coordinator,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+) -> (Handle, tokio::task::JoinHandle<()>) {
     let (inbox_tx, inbox) = mpsc::channel(INBOX_MAX);
     let (abandoned_tx, abandoned) = mpsc::unbounded_channel();
     let handle = Handle { inbox: inbox_tx.clone(), abandoned: abandoned_tx, conns: Arc::default() };
     let turning = Loop {
         core,
         store,
+        metrics,
         to_inbox: inbox_tx,
         outboxes: HashMap::new(),
         users: HashMap::new(),
@@ -161,7 +171,7 @@ impl Handle {
     }
 
     /// A provider's socket opened: what is sent to it comes out of the outbox, which ends when it shall close.
-    pub(crate) async fn socket_opened(&self) -> Result<(ConnId, mpsc::Receiver<ToProvider>), Gone> {
+    pub(crate) async fn socket_opened(&self) -> Result<(ConnId, mpsc::Receiver<Box<ToProvider>>), Gone> {
         let conn = ConnId(self.conns.fetch_add(1, Ordering::Relaxed));
         let mut nonce = [0; 32];
         getrandom::fill(&mut nonce).map_err(|_| Gone)?;
@@ -179,6 +189,35 @@ impl Handle {
     /// A provider's socket is closed.
     pub(crate) async fn socket_closed(&self, conn: ConnId) {
         let _ = self.inbox.send(Input::Happened(Event::SocketClosed { conn })).await; // nobody left to care
+    }
+
+    /// Takes no more jobs; those that run end. Does not wait for them.
+    ///
+    /// # Errors
+    /// [`Gone`] when the loop has stopped.
+    pub async fn begin_drain(&self) -> Result<(), Gone> {
+        self.inbox.send(Input::Do(Event::Drain)).await.map_err(|_| Gone)
+    }
+
+    /// Takes jobs again after [`Handle::begin_drain`].
+    ///
+    /// # Errors
+    /// [`Gone`] when the loop has stopped.
+    pub async fn resume(&self) -> Result<(), Gone> {
+        self.inbox.send(Input::Do(Event::Resume)).await.map_err(|_| Gone)
+    }
+
+    /// Tells providers that the process is about to end.
+    pub(crate) async fn dismiss(&self) {
+        let _ = self.inbox.send(Input::Do(Event::Dismiss)).await; // a loop that stopped has dismissed them
+    }
+
+    /// Gives a provider no new jobs, or some again; one that is not here stays unknown.
+    ///
+    /// # Errors
+    /// [`Gone`] when the loop has stopped.
+    pub async fn drain_provider(&self, provider: ProviderId, draining: bool) -> Result<(), Gone> {
+        self.inbox.send(Input::Do(Event::DrainProvider { provider, draining })).await.map_err(|_| Gone)
     }
 
     /// Takes no more jobs, and waits until those that run have ended and are paid.
@@ -199,8 +238,9 @@ impl Handle {
 struct Loop {
     core: Coordinator,
     store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
     to_inbox: mpsc::Sender<Input>,
-    outboxes: HashMap<ConnId, mpsc::Sender<ToProvider>>,
+    outboxes: HashMap<ConnId, mpsc::Sender<Box<ToProvider>>>,
     users: HashMap<JobId, User>,
     /// Jobs with money set aside, whose leases we renew.
     held: BTreeSet<JobId>,
@@ -216,6 +256,8 @@ struct User {
     model: ModelId,
     since: Timestamp,
     provider: Option<ProviderId>,
+    /// Whether a word of the answer has come.
+    has_word: bool,
 }
 
 impl Loop {
@@ -223,13 +265,16 @@ impl Loop {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renew = tokio::time::interval(RENEW_EVERY);
+        self.remember().await;
         loop {
             tokio::select! {
                 biased;
                 _ = tick.tick() => self.handle(Event::Tick),
                 _ = renew.tick() => self.renew(),
                 Some(job) = abandoned.recv() => {
-                    self.users.remove(&job);
+                    if let Some(user) = self.users.remove(&job) {
+                        user.gone(&self.metrics);
+                    }
                     self.handle(Event::Abandon { job });
                 }
                 input = inbox.recv() => match input {
@@ -270,7 +315,8 @@ impl Loop {
                 if replies.is_closed() {
                     return; // its abandonment may have overtaken it
                 }
-                let user = User { replies, model: submission.model.clone(), since: now(), provider: None };
+                let model = submission.model.clone();
+                let user = User { replies, model, since: now(), provider: None, has_word: false };
                 self.users.insert(submission.job, user);
                 self.handle(Event::Submit(submission));
             }
@@ -279,6 +325,7 @@ impl Loop {
                 self.drained = Some(drained);
                 self.handle(Event::Drain);
             }
+            Input::Do(event) => self.handle(event),
             Input::Stop => {}
         }
     }
@@ -297,19 +344,21 @@ impl Loop {
     /// Does one thing; answers what happened by doing it, if anything did at once.
     fn perform(&mut self, effect: Effect) -> Option<Event> {
         match effect {
-            Effect::Send { conn, message } => return self.send(conn, *message),
+            Effect::Send { conn, message } => return self.send(conn, message),
             Effect::Close { conn } => drop(self.outboxes.remove(&conn)),
             Effect::Hold(order) => self.hold(order),
             Effect::Settle(order) => self.settle(order),
             Effect::Checkpoint(order) => self.checkpoint(order),
+            Effect::Refuse(order) => self.refuse(order),
+            Effect::NoteStandings(standings) => self.note_standings(standings),
             Effect::Void { job } => self.void(job),
             Effect::Reply { job, reply } => return self.reply(job, reply),
         }
         None
     }
 
-    fn send(&mut self, conn: ConnId, message: ToProvider) -> Option<Event> {
-        match &message {
+    fn send(&mut self, conn: ConnId, message: Box<ToProvider>) -> Option<Event> {
+        match &*message {
             ToProvider::Registered { provider, .. } => {
                 info!(%provider, conn = conn.0, "a provider registered");
             }
@@ -325,14 +374,14 @@ impl Loop {
 
     fn reply(&mut self, job: JobId, reply: Reply) -> Option<Event> {
         let user = self.users.get_mut(&job)?;
-        user.note(job, &reply);
+        user.note(job, &reply, &self.metrics);
         let last = matches!(reply, Reply::Done { .. } | Reply::Failed { .. });
         let sent = user.replies.send(reply);
-        if last || !sent {
-            self.users.remove(&job);
-        }
         let cut = !sent && !last;
-        if cut {
+        if let Some(user) = (last || cut).then(|| self.users.remove(&job)).flatten()
+            && cut
+        {
+            user.gone(&self.metrics);
             debug!(%job, "the reader left or is too slow; the job is abandoned");
         }
         cut.then_some(Event::Abandon { job })
@@ -342,13 +391,15 @@ impl Loop {
         let (job, now) = (order.job, now());
         self.held.insert(job);
         let answer = self.store.hold(order, Lease { at: now, until: now.after(HOLD_LEASE) });
+        let answer = self.timed("hold", answer);
         self.when_answered(async move { Event::Held { job, result: answer.await } });
     }
 
     fn settle(&mut self, order: SettleOrder) {
         let job = order.job;
         self.held.remove(&job);
-        let (store, first) = (Arc::clone(&self.store), self.store.settle(order.clone(), now()));
+        let store = Arc::clone(&self.store);
+        let first = self.timed("settle", self.store.settle(order.clone(), now()));
         self.when_answered(async move {
             let mut settled = first.await;
             for wait in SETTLE_AGAIN_AFTER {
@@ -371,7 +422,8 @@ impl Loop {
     }
 
     fn checkpoint(&self, order: SettleOrder) {
-        let (job, noted) = (order.job, self.store.checkpoint(order));
+        let job = order.job;
+        let noted = self.timed("checkpoint", self.store.checkpoint(order));
         tokio::spawn(async move {
             if let Err(error) = noted.await {
                 warn!(%job, %error, "what a job has delivered could not be noted");
@@ -379,14 +431,58 @@ impl Loop {
         });
     }
 
+    fn refuse(&self, order: SettleOrder) {
+        let (job, provider, verdict) = (order.job, order.provider, order.verdict);
+        warn!(%job, %provider, verdict = verdict.code(), "a result was refused; nobody pays for it");
+        let noted = self.store.refuse(order, now());
+        tokio::spawn(async move {
+            if let Err(error) = noted.await {
+                warn!(%job, %error, "a refused result could not be noted");
+            }
+        });
+    }
+
+    fn note_standings(&self, standings: Vec<Standing>) {
+        let noted = self.store.note_standings(standings);
+        tokio::spawn(async move {
+            if let Err(error) = noted.await {
+                warn!(%error, "what is thought of providers could not be noted");
+            }
+        });
+    }
+
+    /// Brings back what an earlier process thought of providers.
+    async fn remember(&mut self) {
+        let now = now();
+        let since = Timestamp::from_millis(now.as_millis().saturating_sub(FORGOTTEN_AFTER_MS));
+        match self.store.standings(since).await {
+            Ok(standings) => self.handle(Event::Remembered(standings)),
+            Err(error) => warn!(%error, "what was thought of providers is not known; all begin anew"),
+        }
+    }
+
     fn void(&mut self, job: JobId) {
         self.held.remove(&job);
-        let answer = self.store.void(job, now());
+        let answer = self.timed("void", self.store.void(job, now()));
         tokio::spawn(async move {
             if let Err(error) = answer.await {
                 warn!(%job, %error, "a hold could not be released; it ends with its lease");
             }
         });
+    }
+
+    /// The store's answer, and how long it took into the metrics.
+    fn timed<F: Future>(
+        &self,
+        operation: &'static str,
+        answer: F,
+    ) -> impl Future<Output = F::Output> + use<F> {
+        let (metrics, began) = (Arc::clone(&self.metrics), tokio::time::Instant::now());
+        async move {
+            let answer = answer.await;
+            metrics.stored(operation, began.elapsed());
+            answer
+        }
     }
 
     /// Brings the store's answer back into the loop as an event.
@@ -415,21 +511,36 @@ impl Loop {
 }
 
 impl User {
-    /// Writes a job's turning points to the log: numbers and names, never a word.
-    fn note(&mut self, job: JobId, reply: &Reply) {
-        let ms = now().since(self.since).as_millis();
+    /// Writes a job's turning points to the log and the metrics: numbers and names, never a word.
+    fn note(&mut self, job: JobId, reply: &Reply, metrics: &Metrics) {
+        let waited = now().since(self.since);
+        let ms = waited.as_millis();
         let (model, provider) = (&self.model, self.provider.map(tracing::field::display));
         match reply {
             Reply::Started { provider, prompt, .. } => {
                 debug!(%job, %model, %provider, %prompt, ms, "job started");
                 self.provider = Some(*provider);
             }
-            Reply::Delta { .. } => {}
+            Reply::Delta { .. } if self.has_word => {}
+            Reply::Delta { .. } => {
+                self.has_word = true;
+                metrics.first_word(model, waited);
+            }
             Reply::Done { usage, receipt: Receipt { charge, .. }, .. } => {
                 let (prompt, completion) = (usage.prompt, usage.completion);
                 info!(%job, %model, provider, %prompt, %completion, %charge, ms, "job done");
+                metrics.job_ended(model, JobEnd::Done(*usage, *charge), waited);
             }
-            Reply::Failed { error, .. } => info!(%job, %model, provider, %error, ms, "job failed"),
+            Reply::Failed { error, receipt } => {
+                info!(%job, %model, provider, %error, ms, "job failed");
+                let charge = receipt.map_or(XRam::ZERO, |receipt| receipt.charge);
+                metrics.job_ended(model, JobEnd::Failed(error, charge), waited);
+            }
         }
+    }
+
+    /// Nobody waits any more.
+    fn gone(&self, metrics: &Metrics) {
+        metrics.job_ended(&self.model, JobEnd::Abandoned, now().since(self.since));
     }
 }

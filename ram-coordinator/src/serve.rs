@@ -1,56 +1,66 @@
-//! A coordinator, put together: the store, the loop, the gateway, and whoever accepts connections.
+//! A coordinator, put together: the store, the loop, the gateway, the operator's paths, and whoever accepts
+//! connections.
 //!
 //! [`start`] is all that the binary, the example network and the tests call.
 
+mod accept;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::{Extension, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::config::{Config, ConfigError, Database};
-use crate::http::{self, Gateway, Peer, Place};
-use crate::keys::Keys;
+use crate::address::Proxies;
+use crate::admin::{AdminKey, AdminKeyError};
+use crate::config::{AdminListen, Config, ConfigError, Database, GatewayLimits, Layered};
+use crate::http::admin::{self, Admin};
+use crate::http::{self, Front, Gateway};
+use crate::keys::{KeyError, Keys};
+use crate::metrics::Metrics;
 use crate::run::{self, Handle};
 use crate::state::Coordinator;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Store, StoreError};
 
-/// Connections at once: 10,000 providers and as many users. One more waits in the kernel's backlog.
-const CONNECTIONS_MAX: usize = 20_000;
-/// How long a request's head may take, and how long a connection may idle: whoever dribbles is cut off.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// Longest head of a request, and what a connection buffers of a body at once.
-const HEAD_BYTES_MAX: usize = 32 << 10;
-/// How long running jobs may take to end when the coordinator stops.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// How long connections may take to close after that.
+use accept::Door;
+
+/// How long connections may take to close after the jobs have ended.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
-/// How long to wait after the operating system refused a connection: it is out of file handles.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// Connections to the operator's paths at once.
+const ADMIN_CONNECTIONS_MAX: usize = 64;
 
 /// A coordinator that runs; it stops when [`Running::shutdown`] is called, or with its runtime.
 #[derive(Debug)]
 pub struct Running {
     /// Where it listens.
     pub addr: SocketAddr,
+    /// Where the operator's paths are, and the key that opens them, if they are anywhere.
+    pub admin: Option<(SocketAddr, AdminKey)>,
     /// The loop.
     pub handle: Handle,
     /// Money and keys.
     pub store: Arc<dyn Store>,
     /// Keys, to make some.
     pub keys: Arc<Keys>,
+    drain_within: Duration,
     closing: watch::Sender<bool>,
     turning: JoinHandle<()>,
-    accepting: JoinHandle<()>,
+    accepting: Vec<JoinHandle<()>>,
+}
+
+/// How a coordinator stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Every job had ended.
+    Drained,
+    /// Jobs were given up; their holds end with their leases.
+    CutShort,
 }
 
 /// Why a coordinator does not start.
@@ -70,6 +80,18 @@ pub enum StartError {
         addr: SocketAddr,
         /// Why.
         source: std::io::Error,
+    },
+    /// There is no administrator's key.
+    #[error(transparent)]
+    AdminKey(#[from] AdminKeyError),
+    /// The operator's paths would be open to more than this machine, with a key that nobody knows.
+    #[error(
+        "the operator's paths at {addr} need a key that the operator knows: give one in \
+         RAM_COORDINATOR_ADMIN_KEY, or keep the database in a file"
+    )]
+    AdminWithoutKey {
+        /// The address.
+        addr: SocketAddr,
     },
 }
 
@@ -92,25 +114,80 @@ pub fn open_store(database: &Database) -> Result<SqliteStore, StoreError> {
 /// # Errors
 /// [`StartError`], which names what the operator must mend.
 pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_layered(Layered { config, sources: BTreeMap::new() }).await
+}
+
+/// As [`start`], with settings that know where each came from.
+///
+/// # Errors
+/// As [`start`].
+pub async fn start_layered(settings: Layered) -> Result<Running, StartError> {
+    let config = &settings.config;
     let state = config.state()?;
+    let admin_key = admin_key(config)?;
     let store: Arc<dyn Store> = Arc::new(open_store(&config.database)?);
+    resolve_leftovers(&*store).await?;
+    let (listener, addr) = bind(config.listen).await?;
+    let keys = Arc::new(Keys::new(Arc::clone(&store), config.demo_key));
+    let metrics = Arc::<Metrics>::default();
+    let (handle, turning) = run::spawn(Coordinator::new(state), Arc::clone(&store), Arc::clone(&metrics));
+    let gateway = Gateway {
+        handle: handle.clone(),
+        keys: Arc::clone(&keys),
+        store: Arc::clone(&store),
+        front: Arc::new(Front::new(config, Arc::clone(&metrics))),
+    };
+    let (closing, is_closing) = watch::channel(false);
+    let proxies = Proxies::new(config.trusted_proxies.clone(), config.proxy_header);
+    let (limits, drain_within) = (config.gateway, config.gateway.drain_within);
+    let door = Door { router: http::router(gateway.clone()), limits, proxies, metrics: Arc::clone(&metrics) };
+    let mut accepting = vec![tokio::spawn(door.open(listener, is_closing.clone()))];
+    info!(%addr, name = config.name, database = %config.database, "the coordinator is up");
+    let mut admin = None;
+    if let Some((at, key)) = admin_key {
+        let (listener, addr) = bind(at).await?;
+        let open_metrics = addr.ip().is_loopback();
+        let paths = Admin { gateway, settings: Arc::new(settings), key: key.clone(), open_metrics };
+        let limits = GatewayLimits { connections_max: ADMIN_CONNECTIONS_MAX, ..limits };
+        let door = Door { router: admin::router(paths), limits, proxies: Proxies::default(), metrics };
+        accepting.push(tokio::spawn(door.open(listener, is_closing)));
+        info!(admin = %addr, key = key.id(), "the operator's paths are up");
+        admin = Some((addr, key));
+    }
+    Ok(Running { addr, admin, handle, store, keys, drain_within, closing, turning, accepting })
+}
+
+async fn bind(addr: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    let unbound = |source| StartError::Listen { addr, source };
+    let listener = TcpListener::bind(addr).await.map_err(unbound)?;
+    let addr = listener.local_addr().map_err(unbound)?;
+    Ok((listener, addr))
+}
+
+async fn resolve_leftovers(store: &dyn Store) -> Result<(), StoreError> {
     loop {
         let holds = store.resolve_expired(run::now()).await?;
         if holds == 0 {
-            break;
+            return Ok(());
         }
         info!(holds, "resolved holds that an earlier process left behind");
     }
-    let unbound = |source| StartError::Listen { addr: config.listen, source };
-    let listener = TcpListener::bind(config.listen).await.map_err(unbound)?;
-    let addr = listener.local_addr().map_err(unbound)?;
-    let keys = Arc::new(Keys::new(Arc::clone(&store), config.demo_key));
-    let (handle, turning) = run::spawn(Coordinator::new(state), Arc::clone(&store));
-    let gateway = Gateway { handle: handle.clone(), keys: Arc::clone(&keys), store: Arc::clone(&store) };
-    let (closing, is_closing) = watch::channel(false);
-    let accepting = tokio::spawn(accept(listener, http::router(gateway), is_closing));
-    info!(%addr, name = config.name, database = %config.database, "the coordinator is up");
-    Ok(Running { addr, handle, store, keys, closing, turning, accepting })
+}
+
+/// Where the operator's paths shall be, and the key that opens them: from the environment, from its file, or, where
+/// nothing is kept and nobody else can come, made up for this one process.
+fn admin_key(config: &Config) -> Result<Option<(SocketAddr, AdminKey)>, StartError> {
+    let AdminListen::At(addr) = config.admin_listen else { return Ok(None) };
+    if let Some(key) = &config.admin_key {
+        return Ok(Some((addr, key.clone())));
+    }
+    match config.admin_key_path() {
+        Some(path) => Ok(Some((addr, AdminKey::at(&path)?))),
+        None if addr.ip().is_loopback() => {
+            Ok(Some((addr, AdminKey::random().map_err(|error: KeyError| AdminKeyError::from(error))?)))
+        }
+        None => Err(StartError::AdminWithoutKey { addr }),
+    }
 }
 
 impl Running {
@@ -121,8 +198,22 @@ impl Running {
     }
 
     /// Takes no new jobs, lets those that run end for half a minute, then closes everything.
-    pub async fn shutdown(self) {
-        if tokio::time::timeout(DRAIN_WITHIN, self.handle.drain()).await.is_err() {
+    pub async fn shutdown(self) -> Stopped {
+        self.shutdown_unless(std::future::pending()).await
+    }
+
+    /// As [`Running::shutdown`], but gives up what still runs as soon as `hurry` is over.
+    pub async fn shutdown_unless(self, hurry: impl Future<Output = ()>) -> Stopped {
+        let _ = self.handle.begin_drain().await; // a loop that stopped has drained
+        self.handle.dismiss().await;
+        let stopped = tokio::select! {
+            drained = tokio::time::timeout(self.drain_within, self.handle.drain()) => match drained {
+                Ok(()) => Stopped::Drained,
+                Err(_) => Stopped::CutShort,
+            },
+            () = hurry => Stopped::CutShort,
+        };
+        if stopped == Stopped::CutShort {
             warn!("jobs still run; they are given up and their holds end with their leases");
         }
         self.closing.send_replace(true);
@@ -131,53 +222,11 @@ impl Running {
         let _ = self.turning.await;
         // The store works in order: once this is answered all that was ordered before is on the disk.
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.store.ping()).await;
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.accepting).await;
-        info!("the coordinator has stopped");
-    }
-}
-
-/// Accepts connections until `closing`, then waits for the open ones.
-async fn accept(listener: TcpListener, router: Router, mut closing: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let accepted = tokio::select! {
-            accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            } => accepted,
-            _ = closing.wait_for(|closing| *closing) => break,
-        };
-        match accepted {
-            (Ok(place), Ok((stream, peer))) => {
-                // The place goes with each request, so that a socket that a request becomes keeps it.
-                let router = router.clone().layer(Extension(Place::new(place))).layer(Extension(Peer(peer)));
-                tokio::spawn(serve(stream, router, closing.clone()));
-            }
-            (Ok(_), Err(error)) => {
-                warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
-            }
-            (Err(_), _) => break, // the semaphore is never closed
+        if stopped == Stopped::Drained {
+            // Answers that were given still have to leave.
+            let _ = tokio::time::timeout(CLOSE_WITHIN, futures::future::join_all(self.accepting)).await;
         }
+        info!("the coordinator has stopped");
+        stopped
     }
-    drop(listener);
-    let everyone = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-    let _ = places.acquire_many(everyone).await; // whoever called gives up on us after a while
-}
-
-/// Serves one connection to its end.
-async fn serve(stream: TcpStream, router: Router, mut closing: watch::Receiver<bool>) {
-    if stream.set_nodelay(true).is_err() {
-        return; // already gone; and with Nagle's delay each token would wait 40 ms
-    }
-    let service = TowerToHyperService::new(router);
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN).max_buf_size(HEAD_BYTES_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => return, // how it ended is the peer's affair
-        _ = closing.wait_for(|closing| *closing) => connection.as_mut().graceful_shutdown(),
-    }
-    let _ = connection.await;
 }

@@ -163,7 +163,7 @@ async fn every_refusal_has_the_status_and_the_shape_that_clients_know() {
     .await;
     check(network.chat(json!({ "model": "gpt-9" })), 404, "model_not_found", Some("model")).await;
     check(network.chat(json!({ "temperature": 9 })), 400, "invalid_value", Some("temperature")).await;
-    check(network.chat(json!({ "n": 2 })), 400, "unsupported_parameter", Some("n")).await;
+    check(network.chat(json!({ "n": 0 })), 400, "invalid_value", Some("n")).await;
     check(http.post(&chat).bearer_auth(&network.key).body("{"), 400, "invalid_json", None).await;
     check(http.get(&chat).bearer_auth(&network.key), 405, "method_not_allowed", None).await;
     check(http.post(network.url(routes::HEALTH)), 405, "method_not_allowed", None).await;

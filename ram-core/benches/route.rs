@@ -63,6 +63,7 @@ fn candidate(number: u32, eligible: bool, offers: &[ModelOffer]) -> Candidate<'_
         in_flight: busy,
         reputation: Permille::new(500 + spread % 500),
         draining: false,
+        strikes: 0,
     }
 }
 

@@ -11,6 +11,8 @@
 //! | [`provider`] | what a node says of itself |
 //! | [`memory`] | does it fit, and if not, why |
 //! | [`route`] | who serves it, and why not the others |
+//! | [`validate`] | is a result what it says it is |
+//! | [`reputation`] | how far is a node trusted |
 
 pub mod catalog;
 pub mod chat;
@@ -19,5 +21,7 @@ pub mod job;
 pub mod layers;
 pub mod memory;
 pub mod provider;
+pub mod reputation;
 pub mod route;
 pub mod units;
+pub mod validate;

@@ -20,6 +20,8 @@ use crate::units::{Bytes, Permille, TokenCount};
 
 /// Expected times within one band are equal.
 pub const BAND_MS: u64 = 50;
+/// Jobs that a provider may fail in a row, by its own fault, before it gets no more for a while.
+pub const STRIKES_MAX: u32 = 3;
 /// Bytes per millisecond from a disk into memory: 1 GB/s, what a slow SSD reads.
 const LOAD_BYTES_PER_MS: u64 = 1_000_000;
 /// Bytes per millisecond from the hub: 25 MB/s, a line of 200 Mbit/s.
@@ -47,6 +49,8 @@ pub struct Candidate<'a> {
     pub reputation: Permille,
     /// Whether it takes no new jobs.
     pub draining: bool,
+    /// Jobs in a row that it has failed lately by its own fault.
+    pub strikes: u32,
 }
 
 /// What is asked for.
@@ -100,6 +104,12 @@ pub enum Refusal {
     /// It takes no new jobs.
     #[error("it is draining")]
     Draining,
+    /// It has failed as many jobs in a row as [`STRIKES_MAX`], by its own fault.
+    #[error("it failed {failures} jobs in a row, and rests")]
+    Failing {
+        /// How many.
+        failures: u32,
+    },
     /// Its wallet is the client's.
     #[error("its wallet is the client's own")]
     SameWallet,
@@ -163,6 +173,9 @@ pub fn examine<'a>(candidate: &Candidate<'a>, wish: &Wish<'_>) -> Result<&'a Mod
     let offer = candidate.offer.ok_or(Refusal::NotServingModel)?;
     if candidate.draining {
         return Err(Refusal::Draining);
+    }
+    if candidate.strikes >= STRIKES_MAX {
+        return Err(Refusal::Failing { failures: candidate.strikes });
     }
     if wish.client_wallet.is_some() && wish.client_wallet == candidate.wallet {
         return Err(Refusal::SameWallet);
@@ -283,6 +296,7 @@ mod tests {
             in_flight: 0,
             reputation: Permille::new(900),
             draining: false,
+            strikes: 0,
         }
     }
 
@@ -368,6 +382,8 @@ mod tests {
         let stranger = Candidate { offer: None, ..good };
         check(stranger, &plain, "not_serving_model", "it does not serve the model");
         check(Candidate { draining: true, ..good }, &plain, "draining", "it is draining");
+        let words = "it failed 3 jobs in a row, and rests";
+        check(Candidate { strikes: STRIKES_MAX, ..good }, &plain, "failing", words);
         let own = Wish { client_wallet: wallet, ..plain };
         check(Candidate { wallet, ..good }, &own, "same_wallet", "its wallet is the client's own");
         let strict = Wish { reputation_min: Permille::new(950), ..plain };
@@ -425,6 +441,7 @@ mod tests {
                 in_flight,
                 reputation: Permille::new(reputation),
                 draining: draining && number % 3 == 0,
+                strikes: 0,
             })
             .collect()
     }

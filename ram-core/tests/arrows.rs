@@ -15,7 +15,7 @@ const FORBIDDEN: [(&str, &[&str]); 6] = [
     ("ram-proto", &["tokio", "candle-core", "axum", "hyper", "ram-crypto"]),
     ("ram-chain", &["tokio", "candle-core", "axum", "hyper"]),
     ("ram-crypto", &["tokio", "tracing", "log", "serde"]),
-    ("ram-infer", &["tokio", "hyper", "reqwest", "ram-proto"]),
+    ("ram-infer", &["tokio", "hyper", "reqwest", "ureq", "rustls", "ram-proto"]),
     ("ram-coordinator", &["candle-core", "candle-nn", "ram-infer", "ram-provider"]),
 ];
 

@@ -184,7 +184,7 @@ impl ModelConfig {
     }
 
     /// Reads the two files' contents.
-    fn parse(config: &Value, generation: Option<&Value>) -> Result<Self, InferError> {
+    pub(crate) fn parse(config: &Value, generation: Option<&Value>) -> Result<Self, InferError> {
         let fields = Fields::of(CONFIG, config)?;
         let architecture = architecture(&fields)?;
         refuse_variants(&fields, architecture)?;

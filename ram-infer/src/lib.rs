@@ -13,7 +13,7 @@
 //! | [`error`] | what went wrong, and whose fault it is |
 //!
 //! Start at [`engine::Engine`], or at [`models::Model::load`] for logits alone. With the feature `demo` the bundled
-//! model is part of the program (`demo::unpack`).
+//! model is part of the program (`demo::unpack`); with the feature `hub` models are fetched (`hub::Hub`).
 
 pub mod cache;
 pub mod config;
@@ -22,6 +22,8 @@ pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod models;
 pub mod sample;
 pub mod stop;

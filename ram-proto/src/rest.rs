@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use ram_core::id::{ModelId, NodeName, ProviderId};
 use ram_core::provider::{Hardware, Load, ModelOffer};
-use ram_core::units::{Bytes, Timestamp, TokenCount, XRam};
+use ram_core::route::Refusal;
+use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
 
 /// `GET /api/v1/providers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,29 @@ pub struct ProviderView {
     pub online_since: Timestamp,
     /// Whether it takes no new jobs.
     pub draining: bool,
+    /// How far it is trusted: 500 for a node that nothing is known of, and no work below 250.
+    pub reputation: Permille,
+    /// Whole seconds since its last word, when asked with `?explain=1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_seconds: Option<u64>,
+    /// Why it gets work or none, for each model that it offers, when asked with `?explain=1`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explain: Option<Vec<ModelExplanation>>,
+}
+
+/// Whether a provider would be given a usual request for one model at this moment, and if not, why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelExplanation {
+    /// The model, by full id.
+    pub model: ModelId,
+    /// Whether it could serve now. Others may still be chosen before it.
+    pub would_serve: bool,
+    /// The gate that excludes it, as the dispatcher names it; `null` where it is not the dispatcher that does.
+    pub refusal: Option<Refusal>,
+    /// The same as a sentence.
+    pub why: Option<String>,
+    /// Requests that wait for this model.
+    pub queued: u64,
 }
 
 /// `GET /api/v1/stats`: the network as a whole.

@@ -23,7 +23,26 @@ pub const PROVIDER: &str = "/api/v1/providers/{id}";
 /// `GET`: the network as a whole.
 pub const STATS: &str = "/api/v1/stats";
 
-/// All of them.
+/// `GET`, for the operator: what is counted, as Prometheus reads it.
+pub const METRICS: &str = "/metrics";
+/// `GET` and `POST`, for the operator: all keys; a new one.
+pub const ADMIN_KEYS: &str = "/api/v1/admin/keys";
+/// `DELETE`, for the operator: refuse a key from now on.
+pub const ADMIN_KEY: &str = "/api/v1/admin/keys/{id}";
+/// `POST`, for the operator: more for a key to spend.
+pub const ADMIN_KEY_CREDIT: &str = "/api/v1/admin/keys/{id}/credit";
+/// `GET`, `POST` and `DELETE`, for the operator: whether the network takes jobs; let it take none; let it again.
+pub const ADMIN_DRAIN: &str = "/api/v1/admin/drain";
+/// `GET`, for the operator: the settings.
+pub const ADMIN_CONFIG: &str = "/api/v1/admin/config";
+/// `POST` and `DELETE`, for the operator: take a provider out of service, or back in.
+pub const ADMIN_PROVIDER_DRAIN: &str = "/api/v1/admin/providers/{id}/drain";
+
+/// Those for the operator, on a listener of their own.
+pub const ADMIN: [&str; 7] =
+    [METRICS, ADMIN_KEYS, ADMIN_KEY, ADMIN_KEY_CREDIT, ADMIN_DRAIN, ADMIN_CONFIG, ADMIN_PROVIDER_DRAIN];
+
+/// All that anybody may ask for.
 pub const ALL: [&str; 9] =
     [CHAT_COMPLETIONS, MODELS, MODEL, HEALTH, READY, PROVIDER_SOCKET, PROVIDERS, PROVIDER, STATS];
 
@@ -45,9 +64,10 @@ mod tests {
 
     #[test]
     fn no_path_stands_twice_and_none_ends_in_a_slash() {
-        for (index, path) in ALL.iter().enumerate() {
+        let all: Vec<&str> = ALL.into_iter().chain(ADMIN).collect();
+        for (index, path) in all.iter().enumerate() {
             assert!(path.starts_with('/') && !path.ends_with('/'));
-            assert!(!ALL[..index].contains(path));
+            assert!(!all[..index].contains(path));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The command line. Flags go before the environment, both before `config.json`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,8 +12,14 @@ use tracing::warn;
 use crate::config::{
     self, CoordinatorUrl, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
 };
+use crate::doctor::{Colours, Patient};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
-use crate::{ProviderError, run, status};
+use crate::{ProviderError, doctor, run, status};
+
+mod models;
+mod pull;
+
+pub use models::{ListArgs, ModelsCommand, PullArgs, RemoveArgs};
 
 /// Serves models to a RAM Aggregator network, or to this machine alone.
 #[derive(Debug, Parser)]
@@ -38,30 +44,26 @@ pub enum Command {
     ///
     /// Exits with 0 when one runs, 3 when none does, 4 when one hangs.
     Status(StatusArgs),
+    /// Check this machine, its models and its way to the coordinator, and say what to do.
+    ///
+    /// Changes nothing. Exits with 0 when no check failed, else with 1; with --strict warnings count as failures.
+    Doctor(DoctorArgs),
+    /// Show, fetch and remove models.
+    #[command(subcommand)]
+    Models(ModelsCommand),
 }
 
 /// `ram-provider run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The coordinator: `wss://host`, or `ws://host:port` on a network of your own.
-    #[arg(long, value_name = "URL", env = "RAM_COORDINATOR")]
-    coordinator: Option<CoordinatorUrl>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// The node's name on the network; by default the host's.
     #[arg(long, env = "RAM_NAME")]
     name: Option<NodeName>,
     /// Where earnings go: an Ethereum address.
     #[arg(long, value_name = "ADDRESS", env = "RAM_WALLET")]
     wallet: Option<WalletAddress>,
-    /// Keep this machine awake while the node runs.
-    #[arg(
-        long,
-        value_name = "BOOL",
-        env = "RAM_PREVENT_SLEEP",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
-    prevent_sleep: Option<bool>,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -87,6 +89,38 @@ pub struct StatusArgs {
     json: bool,
     #[command(flatten)]
     home: HomeArgs,
+}
+
+/// `ram-provider doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// As JSON, for programs.
+    #[arg(long)]
+    json: bool,
+    /// Exit with 1 when there is so much as a warning.
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+struct NetworkArgs {
+    /// The coordinator: `wss://host`, or `ws://host:port` on a network of your own.
+    #[arg(long, value_name = "URL", env = "RAM_COORDINATOR")]
+    coordinator: Option<CoordinatorUrl>,
+    /// Keep this machine awake while the node runs.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "RAM_PREVENT_SLEEP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    prevent_sleep: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -127,8 +161,8 @@ impl Cli {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<ExitCode, ProviderError> {
         match self.command {
-            Command::Run(RunArgs { coordinator, name, wallet, prevent_sleep, common }) => {
-                let given = Settings { coordinator, name, wallet, prevent_sleep, ..Settings::default() };
+            Command::Run(RunArgs { network, name, wallet, common }) => {
+                let given = Settings { name, wallet, ..network.settings() };
                 if let Some(config) = common.load(given)? {
                     run(config, shutdown).await?;
                 }
@@ -139,6 +173,8 @@ impl Cli {
                 }
             }
             Command::Status(args) => return args.show(),
+            Command::Doctor(args) => return args.examine().await,
+            Command::Models(command) => return command.run(shutdown).await,
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -150,6 +186,36 @@ impl StatusArgs {
         let found = status::look(&self.home.resolve()?, now)?;
         print(&if self.json { format!("{:#}\n", found.to_json()) } else { found.to_table(now) });
         Ok(found.exit_code().into())
+    }
+}
+
+impl DoctorArgs {
+    async fn examine(self) -> Result<ExitCode, ProviderError> {
+        if self.common.print_config {
+            return self.common.load(self.network.settings()).map(|_| ExitCode::SUCCESS);
+        }
+        let (home, given) = self.common.settings(self.network.settings())?;
+        let report = doctor::examine(Patient::new(home, given)).await;
+        print(&if self.json {
+            serde_json::to_string_pretty(&report).map(|text| text + "\n").unwrap_or_default() // plain data
+        } else {
+            report.to_table(colours())
+        });
+        let is_good = if self.strict { report.is_spotless() } else { report.is_sound() };
+        Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// Colours for a terminal, unless its owner wants none (<https://no-color.org>).
+fn colours() -> Colours {
+    let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stdout().is_terminal() && !unwanted { Colours::On } else { Colours::Off }
+}
+
+impl NetworkArgs {
+    fn settings(self) -> Settings {
+        let Self { coordinator, prevent_sleep } = self;
+        Settings { coordinator, prevent_sleep, ..Settings::default() }
     }
 }
 
@@ -165,11 +231,16 @@ fn print(text: &str) {
 }
 
 impl CommonArgs {
+    /// The home, and what was given for it.
+    fn settings(self, given: Settings) -> Result<(PathBuf, Settings), ProviderError> {
+        let Self { models, preload, memory_cap, slots, home, print_config: _ } = self;
+        Ok((home.resolve()?, Settings { models, preload, memory_cap, slots, ..given }))
+    }
+
     /// The configuration; `None` when it was only to be printed.
     fn load(self, given: Settings) -> Result<Option<ProviderConfig>, ProviderError> {
-        let Self { models, preload, memory_cap, slots, home, print_config } = self;
-        let home = home.resolve()?;
-        let given = Settings { models, preload, memory_cap, slots, ..given };
+        let print_config = self.print_config;
+        let (home, given) = self.settings(given)?;
         let loaded = ProviderConfig::load(home, given)?;
         for field in loaded.unknown_fields {
             warn!(file = %loaded.file.display(), field, "this field is unknown here and has no effect");
@@ -216,7 +287,7 @@ mod tests {
             "/x",
         ];
         let Command::Run(args) = Cli::try_parse_from(flags).unwrap().command else { panic!("it is `run`") };
-        assert_eq!(args.coordinator.unwrap().as_str(), "wss://ram.example/ws/provider");
+        assert_eq!(args.network.coordinator.unwrap().as_str(), "wss://ram.example/ws/provider");
         assert_eq!(
             (args.name.unwrap().as_str(), args.wallet.unwrap().to_string().as_str()),
             ("studio", wallet)

@@ -90,6 +90,11 @@ impl ProviderConfig {
         Ok(Loaded { config, file, unknown_fields })
     }
 
+    /// The settings as they are given, and the defaults for all others: for one whose file does not read.
+    pub(crate) fn without_file(home: impl Into<PathBuf>, given: Settings) -> Self {
+        given.resolve(home.into())
+    }
+
     /// The configuration as a file would hold it, every field spelled out.
     ///
     /// # Panics
@@ -289,6 +294,17 @@ impl CoordinatorUrl {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.0.starts_with("wss://")
+    }
+
+    /// The coordinator's URL of another path: beside the socket, where the whole stands under a path of its own too.
+    pub(crate) fn http(&self, path: &str) -> String {
+        let (scheme, rest) = self.0.split_once("://").unwrap_or_default();
+        let rest = rest.split(['?', '#']).next().unwrap_or_default();
+        let base = match rest.strip_suffix(routes::PROVIDER_SOCKET) {
+            Some(base) => base,
+            None => rest.split('/').next().unwrap_or_default(),
+        };
+        format!("{}://{base}{path}", if scheme == "wss" { "https" } else { "http" })
     }
 
     /// Whether prompts would travel in the clear, beyond this machine.
@@ -694,6 +710,17 @@ mod tests {
             check(bad, None);
         }
         assert_eq!(CoordinatorUrl::default(), DEFAULT_COORDINATOR.parse().unwrap());
+    }
+
+    #[test]
+    fn the_other_paths_stand_beside_the_socket() {
+        let check = |url: &str, expected: &str| {
+            assert_eq!(url.parse::<CoordinatorUrl>().unwrap().http("/health"), expected);
+        };
+        check("wss://ram.example", "https://ram.example/health");
+        check("ws://127.0.0.1:8080", "http://127.0.0.1:8080/health");
+        check("wss://host/net/ws/provider", "https://host/net/health");
+        check("ws://[::1]:1/other?x=1", "http://[::1]:1/health");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use ram_core::memory::Verdict;
 use ram_core::units::Bytes;
 use ram_crypto::identity::IdentityError;
 use ram_infer::error::InferError;
+use ram_infer::hub::HubError;
 
 use crate::config::ConfigError;
 use crate::status::StatusError;
@@ -47,7 +48,7 @@ pub enum ProviderError {
     Status(#[from] StatusError),
     /// A model that lies nowhere on this machine.
     #[error(
-        "`{model}` is not on this machine (looked into {}): fetch it with `hf download {id}`, \
+        "`{model}` is not on this machine (looked into {}): fetch it with `ram-provider models pull {model}`, \
          or name its folder with `--model {model}=FOLDER`",
         cache.as_ref().map_or_else(|| "no cache".to_owned(), |cache| cache.display().to_string())
     )]
@@ -89,6 +90,17 @@ pub enum ProviderError {
         /// Why.
         source: Box<InferError>,
     },
+    /// A model that this version cannot serve.
+    #[error("`{model}` cannot be served by this version")]
+    ModelUnknown {
+        /// Its full id.
+        model: ModelId,
+        /// Why.
+        source: Box<InferError>,
+    },
+    /// A model that could not be fetched.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The local server's address is taken or not this machine's.
     #[error("cannot listen on {address}; choose another with --listen")]
     Listen {

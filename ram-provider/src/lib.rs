@@ -3,11 +3,14 @@
 //! | module | owns |
 //! |---|---|
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
+//! | [`link`] | the socket to the coordinator |
 //! | [`worker`] | the models, in memory or a load away, and the answers that they write |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
 //! | [`hardware`], [`power`] | what machine this is, and what keeps it awake |
+//! | [`hub`] | models fetched from a Hugging Face-style hub |
 //! | [`status`] | what a running node tells of itself |
+//! | [`doctor`] | what is right, what is wrong, and what to do about it |
 //! | [`cli`], [`signals`] | the binary's command line and its end |
 //!
 //! [`run`] serves a network and [`serve_local`] serves this machine; both take the caller's tokio runtime and a future
@@ -23,13 +26,16 @@
 //! # }
 //! ```
 //!
-//! The way of a job: socket → `link` → [`agent::Agent`] → `Generate` → [`worker::Worker`] → engine, and its tokens come
-//! back worker → agent → link → socket.
+//! The way of a job: socket → [`link`] → [`agent::Agent`] → `Generate` → [`worker::Worker`] → engine, and its tokens
+//! come back worker → agent → link → socket.
 
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod hardware;
+pub mod hub;
+pub mod link;
 pub mod local;
 pub mod power;
 pub mod signals;
@@ -37,7 +43,7 @@ pub mod status;
 pub mod worker;
 
 mod error;
-mod link;
+mod inventory;
 mod lock;
 mod models;
 mod run;

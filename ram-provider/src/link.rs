@@ -1,7 +1,8 @@
 //! The socket to the coordinator: dials, frames, pings. Decides nothing.
 //!
 //! One [`Link`] is one socket. Its task ends with the socket, and the last thing it says is [`Heard::Down`]; a link
-//! that is dropped says nothing more.
+//! that is dropped says nothing more. [`run`](crate::run()) drives it for one node; a program of thousands of nodes
+//! (`examples/sim_provider`) drives it by itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,18 +38,22 @@ const INCOMING_MAX: usize = 64;
 
 /// What came of the socket.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub enum Heard {
     /// It stands.
     Up,
     /// The coordinator said this.
     Message(Decoded<ToProvider>),
     /// It is gone.
-    Down(LinkError),
+    Down(Lost),
 }
 
-/// Why a socket is gone.
+/// Why a socket is gone, in words for an operator.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LinkError {
+#[error(transparent)]
+pub struct Lost(#[from] LinkError);
+
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
     /// The world: it was closed, or never stood.
     #[error("{0}")]
     Socket(#[from] tungstenite::Error),
@@ -74,7 +79,7 @@ pub(crate) enum LinkError {
 
 /// One socket, from dialling to its end.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub struct Link {
     outgoing: mpsc::Sender<ToCoordinator>,
     incoming: mpsc::Receiver<Heard>,
     is_stuck: bool,
@@ -82,32 +87,35 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Dials.
-    pub(crate) fn open(url: CoordinatorUrl) -> Self {
+    /// Dials, from a task of its own on the current tokio runtime.
+    #[must_use]
+    pub fn open(url: CoordinatorUrl) -> Self {
         let (outgoing, to_send) = mpsc::channel(OUTGOING_MAX);
         let (heard, incoming) = mpsc::channel(INCOMING_MAX);
         let task = tokio::spawn(async move {
             let end = live(&url, to_send, &heard).await.err().unwrap_or(LinkError::Closed);
-            let _ = heard.send(Heard::Down(end)).await; // nobody listens once the link was dropped
+            let _ = heard.send(Heard::Down(end.into())).await; // nobody listens once the link was dropped
         });
         Self { outgoing, incoming, is_stuck: false, task }
     }
 
     /// Puts a message in line for the socket. When the line is full the socket does not move: it is heard to be down.
-    pub(crate) fn send(&mut self, message: ToCoordinator) {
+    pub fn send(&mut self, message: ToCoordinator) {
         self.is_stuck |= matches!(self.outgoing.try_send(message), Err(mpsc::error::TrySendError::Full(_)));
     }
 
     /// The next thing that came of the socket. Cancel-safe.
-    pub(crate) async fn heard(&mut self) -> Heard {
+    pub async fn heard(&mut self) -> Heard {
         if self.is_stuck {
-            return Heard::Down(LinkError::TimedOut("sending"));
+            return Heard::Down(LinkError::TimedOut("sending").into());
         }
-        self.incoming.recv().await.unwrap_or(Heard::Down(LinkError::Closed))
+        self.incoming.recv().await.unwrap_or(Heard::Down(Lost(LinkError::Closed)))
     }
 
-    /// Says what is in line, then closes; nothing more is heard.
-    pub(crate) fn close(self) -> JoinHandle<()> {
+    /// Says what is in line, then closes; nothing more is heard. The task ends when it has; aborted, the socket is gone
+    /// at once, as that of a killed process.
+    #[must_use = "it says when the last words have left"]
+    pub fn close(self) -> JoinHandle<()> {
         self.task // dropping `outgoing` ends the line, and with it the task
     }
 }
@@ -206,7 +214,7 @@ mod tests {
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         drop(listener);
         let mut link = Link::open(url);
-        assert!(matches!(link.heard().await, Heard::Down(LinkError::Socket(_))));
+        assert!(matches!(link.heard().await, Heard::Down(Lost(LinkError::Socket(_)))));
         assert!(matches!(link.heard().await, Heard::Down(_)), "and stays so");
     }
 
@@ -216,7 +224,7 @@ mod tests {
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         let mut link = Link::open(url);
         let (_silent, _) = listener.accept().await.unwrap();
-        assert!(matches!(link.heard().await, Heard::Down(LinkError::TimedOut("connecting"))));
+        assert!(matches!(link.heard().await, Heard::Down(Lost(LinkError::TimedOut("connecting")))));
     }
 
     #[tokio::test]
@@ -227,6 +235,6 @@ mod tests {
         for _ in 0..=OUTGOING_MAX {
             link.send(ToCoordinator::Draining);
         }
-        assert!(matches!(link.heard().await, Heard::Down(LinkError::TimedOut("sending"))));
+        assert!(matches!(link.heard().await, Heard::Down(Lost(LinkError::TimedOut("sending")))));
     }
 }

@@ -7,10 +7,12 @@
 //!
 //! Start at [`LocalServer::start`].
 
+mod choices;
+
 use std::convert::Infallible;
 use std::future::IntoFuture;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU8;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,11 +28,11 @@ use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
 use futures::StreamExt;
 use ram_core::id::{JobId, ModelId};
-use ram_core::job::Outcome;
+use ram_core::job::Job;
 use ram_core::units::{Bytes as ByteCount, Timestamp};
 use ram_proto::openai::{
-    AnswerPiece, ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId,
-    Delivery, ModelCard, ModelList, ModelObject, ParsedChat, StreamedAnswer, WholeAnswer, XramFields, sse,
+    ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery,
+    Heard, ModelCard, ModelList, ModelObject, ParsedChat, StreamedAnswer, WholeAnswer, sse,
 };
 use ram_proto::routes;
 use serde_json::json;
@@ -39,10 +41,12 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::ProviderError;
-use crate::agent::{DRAIN_MAX, Piece};
+use crate::agent::DRAIN_MAX;
 use crate::config::ProviderConfig;
-use crate::worker::{Model, PendingAnswer, Step, Worker};
+use crate::worker::{Model, Worker};
 use crate::{hardware, run};
+
+use choices::Choices;
 
 /// Where the server listens unless told otherwise: this machine alone.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
@@ -218,16 +222,21 @@ fn router(shared: Shared) -> Router {
 struct RequestId(JobId);
 
 async fn name_request(mut request: Request, next: Next) -> Response {
-    let mut bits = [0; 16];
-    if getrandom::fill(&mut bits).is_err() {
-        return Refusal(ApiError::internal()).into_response();
-    }
-    let number = JobId::from_bits(u128::from_be_bytes(bits));
+    let number = match random_job_id() {
+        Ok(number) => number,
+        Err(error) => return Refusal(error).into_response(),
+    };
     request.extensions_mut().insert(RequestId(number));
     let mut response = next.run(request).await;
     let value = HeaderValue::try_from(format!("req_{number}")).expect("hexadecimal digits are visible ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
     response
+}
+
+fn random_job_id() -> Result<JobId, ApiError> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|_| ApiError::internal())?;
+    Ok(JobId::from_bits(u128::from_be_bytes(bits)))
 }
 
 async fn authorize(State(shared): State<Shared>, request: Request, next: Next) -> Response {
@@ -320,28 +329,33 @@ async fn complete(
 }
 
 async fn answer(shared: &Shared, number: JobId, request: ChatRequest) -> Result<Response, ApiError> {
-    if request.n > NonZeroU8::MIN {
-        return Err(ApiError::unsupported("n", "`n` is not supported here yet: one answer a request"));
-    }
-    if !request.tools.is_empty() {
-        return Err(ApiError::unsupported("tools", "`tools` is not supported here yet"));
-    }
-    let served =
+    let model =
         shared.worker.model(&request.model).ok_or_else(|| ApiError::model_not_found(&request.model))?;
     let fresh_seed = getrandom::u64().map_err(|_| ApiError::internal())?;
-    let params = request.params(0, served.context(), fresh_seed);
+    let (delivery, n) = (request.delivery, request.n);
     let asked = Asked {
         logprobs: request.sampling.top_logprobs.is_some(),
-        usage: matches!(request.delivery, Delivery::Stream { include_usage: true }),
+        usage: matches!(delivery, Delivery::Stream { include_usage: true }),
+        one_call: !request.parallel_tool_calls,
     };
-    let ChatRequest { model, messages, delivery, .. } = request;
-    let head = CompletionHead { id: CompletionId(number), created: run::now(), model };
-    let answer = shared.worker.answer(served.id(), messages, params);
+    let head = CompletionHead { id: CompletionId(number), created: run::now(), model: request.model.clone() };
+    let mut answers = Vec::with_capacity(n.get().into());
+    for choice in 0..u32::from(n.get()) {
+        answers.push(shared.worker.answer(Job {
+            id: if choice == 0 { number } else { random_job_id()? },
+            model: model.id().clone(),
+            messages: request.messages.clone(),
+            tools: request.tools.clone(),
+            chat_template_kwargs: request.chat_template_kwargs.clone(),
+            params: request.params(choice, model.context(), fresh_seed),
+        }));
+    }
+    let choices = Choices::new(answers);
     match delivery {
-        Delivery::Whole => whole(WholeAnswer::new(head, asked, NonZeroU8::MIN), answer)
-            .await
-            .map(|told| Json(told).into_response()),
-        Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, NonZeroU8::MIN), answer).await,
+        Delivery::Whole => {
+            whole(WholeAnswer::new(head, asked, n), choices).await.map(|told| Json(told).into_response())
+        }
+        Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, n), choices).await,
     }
 }
 
@@ -377,27 +391,22 @@ fn announced(headers: &HeaderMap) -> Option<ByteCount> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
 }
 
-async fn whole(mut told: WholeAnswer, mut answer: PendingAnswer) -> Result<ChatCompletion, ApiError> {
+/// Gathers an answer.
+async fn whole(mut told: WholeAnswer, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
     loop {
-        match answer.next().await {
-            Some(Step::Started { .. }) => {}
-            Some(Step::Piece(piece)) => told.push(0, piece.into()),
-            Some(Step::End(Outcome::Done { finish, usage })) => {
-                told.finish_choice(0, finish);
-                return Ok(told.finish(usage, XramFields::default()));
-            }
-            Some(Step::End(Outcome::Failed { failure })) => return Err(failure.into()),
-            None => return Err(ApiError::internal()),
+        match told.hear(choices.next().await) {
+            ControlFlow::Continue(more) => told = more,
+            ControlFlow::Break(told) => return told,
         }
     }
 }
 
 /// Waits for the first word, then streams; an error before it keeps its status.
-async fn stream(told: StreamedAnswer, answer: PendingAnswer) -> Result<Response, ApiError> {
-    let mut streaming = Streaming { told: Some(told), answer };
-    let first = match timeout(HELD_BACK, streaming.first_step()).await {
-        Ok(Some(Step::End(Outcome::Failed { failure }))) => return Err(failure.into()),
-        Ok(step) => streaming.frames(step),
+async fn stream(told: StreamedAnswer, choices: Choices) -> Result<Response, ApiError> {
+    let mut streaming = Streaming { told: Some(told), choices };
+    let first = match timeout(HELD_BACK, streaming.choices.next()).await {
+        Ok(Heard::Failed(error)) => return Err(error),
+        Ok(heard) => streaming.frames(heard),
         Err(_) => sse::KEEP_ALIVE.to_owned(),
     };
     let rest = futures::stream::unfold(streaming, |mut streaming| async move {
@@ -412,57 +421,29 @@ async fn stream(told: StreamedAnswer, answer: PendingAnswer) -> Result<Response,
     Ok((headers, Body::from_stream(frames)).into_response())
 }
 
-/// An answer on its way out, step by step.
+/// An answer on its way out, as its choices are heard.
 struct Streaming {
     /// `None` once the last frame is out.
     told: Option<StreamedAnswer>,
-    answer: PendingAnswer,
+    choices: Choices,
 }
 
 impl Streaming {
-    /// The next step that a reader would see, or the end.
-    async fn first_step(&mut self) -> Option<Step> {
-        loop {
-            match self.answer.next().await {
-                Some(Step::Started { .. }) => {}
-                other => return other,
-            }
-        }
-    }
-
     /// The frames to write next; `None` at the end of the stream.
     async fn next(&mut self) -> Option<String> {
         self.told.as_ref()?;
-        match timeout(KEEP_ALIVE_EVERY, self.first_step()).await {
-            Ok(step) => Some(self.frames(step)),
+        match timeout(KEEP_ALIVE_EVERY, self.choices.next()).await {
+            Ok(heard) => Some(self.frames(heard)),
             Err(_) => Some(sse::KEEP_ALIVE.to_owned()),
         }
     }
 
-    fn frames(&mut self, step: Option<Step>) -> String {
-        let Some(mut told) = self.told.take() else { return String::new() };
-        match step {
-            Some(Step::Started { .. }) => {
-                self.told = Some(told);
-                String::new()
-            }
-            Some(Step::Piece(piece)) => {
-                let frames = told.push(0, piece.into());
-                self.told = Some(told);
-                frames
-            }
-            Some(Step::End(Outcome::Done { finish, usage })) => {
-                told.finish_choice(0, finish) + &told.finish(usage, XramFields::default())
-            }
-            Some(Step::End(Outcome::Failed { failure })) => told.fail(&failure.into()),
-            None => told.fail(&ApiError::internal()),
-        }
-    }
-}
-
-impl From<Piece> for AnswerPiece {
-    fn from(Piece { content, reasoning, tool_calls, logprobs, .. }: Piece) -> Self {
-        Self { content, reasoning, tool_calls, logprobs }
+    /// The frames of what was heard; the last of it ends the answer.
+    fn frames(&mut self, heard: Heard) -> String {
+        let Some(told) = self.told.take() else { return String::new() };
+        let (frames, rest) = told.hear(heard);
+        self.told = rest;
+        frames
     }
 }
 

@@ -1,8 +1,9 @@
 //! Where a model lies on this machine, and what it needs of it.
 //!
-//! Looked for in this order: the folder that the operator named, the bundled model, the Hugging Face cache. The cache
-//! is only read: whatever its own tools have downloaded is used where it lies.
+//! Looked for in this order: the folder that the operator named, the bundled model, the Hugging Face cache. Whatever
+//! its own tools or [`hub`](crate::hub) have downloaded is used where it lies, if it is whole.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,14 +14,17 @@ use ram_core::units::{Bytes, TokenCount};
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
+use ram_infer::hub::cache::Cache;
+use ram_infer::hub::cache_dir;
 
 use crate::ProviderError;
 use crate::config::{DEFAULT_MODEL, ModelChoice};
 
 /// Folder of the bundled model, in the node's.
 const BUNDLED_DIR: &str = "models/ram-demo";
-/// The revision that the cache's tools download unless told otherwise.
-const DEFAULT_REVISION: &str = "main";
+/// What names the files of a model whose weights are in several.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model that lies on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +59,12 @@ pub(crate) fn find(
                 Err(source) => return Err(ProviderError::Model { model: id, dir, source: source.into() }),
             }
         }
-        None => cache.and_then(|cache| cached(cache, &id)).ok_or_else(|| ProviderError::ModelNotFound {
-            model: choice.model.clone(),
-            id: id.clone(),
-            cache: cache.map(Path::to_owned),
+        None => cache.and_then(|cache| Cache::new(cache).repository(&id).snapshot()).ok_or_else(|| {
+            ProviderError::ModelNotFound {
+                model: choice.model.clone(),
+                id: id.clone(),
+                cache: cache.map(Path::to_owned),
+            }
         })?,
     };
     Ok(FoundModel { id, alias, dir })
@@ -66,26 +72,7 @@ pub(crate) fn find(
 
 /// The Hugging Face cache, by the variables that its own tools read.
 pub(crate) fn hub_cache(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name| variable(name).filter(|path| !path.as_os_str().is_empty());
-    set("HF_HUB_CACHE")
-        .or_else(|| set("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| set("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| set("HOME").map(|home| home.join(".cache/huggingface/hub")))
-}
-
-/// The snapshot of a model in the cache: the one that `refs/main` names, or else the last by name that is whole.
-fn cached(cache: &Path, id: &ModelId) -> Option<PathBuf> {
-    let repository = cache.join(format!("models--{}", id.as_str().replace('/', "--")));
-    let is_model = |dir: &PathBuf| dir.join("config.json").is_file();
-    let named = fs::read_to_string(repository.join("refs").join(DEFAULT_REVISION)).ok();
-    let revision =
-        named.as_deref().map(str::trim).filter(|name| name.bytes().all(|b| b.is_ascii_alphanumeric()));
-    let snapshots = repository.join("snapshots");
-    if let Some(dir) = revision.map(|revision| snapshots.join(revision)).filter(is_model) {
-        return Some(dir);
-    }
-    let entries = fs::read_dir(snapshots).ok()?.filter_map(Result::ok);
-    entries.map(|entry| entry.path()).filter(is_model).max()
+    cache_dir(|name| variable(name).map(PathBuf::into_os_string))
 }
 
 /// What the model in `dir` needs, by its own files rather than by the catalogue's word for its name.
@@ -98,6 +85,11 @@ pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferEr
     if weights == Bytes::ZERO {
         return Err(InferError::MissingFile { file: "model.safetensors".to_owned() });
     }
+    Ok(needs_of(&config, weights, workload))
+}
+
+/// What a model of this configuration and of so many bytes of weights needs.
+pub(crate) fn needs_of(config: &ModelConfig, weights: Bytes, workload: Workload) -> Breakdown {
     let context = workload.context.min(config.context).get();
     let slots = u64::from(workload.slots);
     let wide = |width: usize| u64::try_from(width).unwrap_or(u64::MAX);
@@ -119,11 +111,36 @@ pub(crate) fn needs(dir: &Path, workload: Workload) -> Result<Breakdown, InferEr
             .max(heads.saturating_add(kv_heads.saturating_mul(2)).saturating_mul(head_dim)),
     );
     let values = width.saturating_mul(PREFILL_CHUNK.get()).saturating_add(vocab.saturating_mul(slots));
-    Ok(Breakdown::new(
+    Breakdown::new(
         weights,
         Bytes::new(keys_and_values.into_iter().fold(1, u64::saturating_mul)),
         Bytes::new(values.saturating_mul(4)),
-    ))
+    )
+}
+
+/// Whether the folder of a model is whole and of a kind that the engine runs, by a look at its small files.
+///
+/// # Errors
+/// Those of [`ModelConfig::read`], and [`InferError::MissingFile`] for weights that the index names, or a tokenizer,
+/// that are not there, as a download that was cut short leaves behind.
+pub(crate) fn inspect(dir: &Path) -> Result<(), InferError> {
+    needs(dir, Workload::default())?;
+    let shards =
+        fs::read(dir.join(INDEX_FILE)).ok().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
+    let shards =
+        shards.map(|index| index.weight_map.into_values().collect::<BTreeSet<_>>()).unwrap_or_default();
+    for file in shards.into_iter().chain([TOKENIZER_FILE.to_owned()]) {
+        if !dir.join(&file).is_file() {
+            return Err(InferError::MissingFile { file });
+        }
+    }
+    Ok(())
+}
+
+/// Which file holds which tensor; the engine reads it with more care.
+#[derive(serde::Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 /// The longest prompt with its answer that the model in `dir` takes.
@@ -154,14 +171,16 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A cache that holds these snapshots of a model, and `refs/main`.
+    /// A cache that holds these whole snapshots of a model, and `refs/main`.
     fn cache_with(model: &str, snapshots: &[&str], main: Option<&str>) -> tempfile::TempDir {
         let cache = tempfile::tempdir().unwrap();
         let repository = cache.path().join(format!("models--{}", model.replace('/', "--")));
         for snapshot in snapshots {
             let dir = repository.join("snapshots").join(snapshot);
             fs::create_dir_all(&dir).unwrap();
-            fs::write(dir.join("config.json"), "{}").unwrap();
+            for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+                fs::write(dir.join(file), "{}").unwrap();
+            }
         }
         if let Some(main) = main {
             fs::create_dir_all(repository.join("refs")).unwrap();
@@ -209,13 +228,20 @@ mod tests {
     }
 
     #[test]
+    fn a_download_that_was_cut_is_no_model() {
+        let cache = cache_with("mlx-community/Qwen3-8B-4bit", &["aa"], Some("aa"));
+        let snapshot = cache.path().join("models--mlx-community--Qwen3-8B-4bit/snapshots/aa");
+        fs::remove_file(snapshot.join("model.safetensors")).unwrap();
+        let found = find(&choice("qwen3-8b"), cache.path(), Some(cache.path()));
+        assert!(matches!(found, Err(ProviderError::ModelNotFound { .. })));
+    }
+
+    #[test]
     fn a_model_that_is_nowhere_says_how_to_get_it() {
         let home = tempfile::tempdir().unwrap();
         let error =
             find(&choice("qwen3-8b"), home.path(), Some(Path::new("/cache"))).unwrap_err().to_string();
-        for part in
-            ["`qwen3-8b`", "hf download mlx-community/Qwen3-8B-4bit", "--model qwen3-8b=FOLDER", "/cache"]
-        {
+        for part in ["`qwen3-8b`", "ram-provider models pull qwen3-8b", "--model qwen3-8b=FOLDER", "/cache"] {
             assert!(error.contains(part), "{error:?} lacks {part:?}");
         }
     }
@@ -234,6 +260,25 @@ mod tests {
         check(&[("HOME", "/u"), ("XDG_CACHE_HOME", "/c")], Some("/c/huggingface/hub"));
         check(&[("HOME", "/u"), ("HF_HOME", "/hf"), ("HF_HUB_CACHE", "")], Some("/hf/hub"));
         check(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/hub")], Some("/hub"));
+    }
+
+    #[test]
+    fn a_download_that_was_cut_short_is_told_by_the_file_that_is_missing() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = find(&choice("ram-demo"), home.path(), None).unwrap().dir;
+        let missing = || match inspect(&dir) {
+            Err(InferError::MissingFile { file }) => Some(file),
+            other => other.map(|()| None).unwrap(),
+        };
+        assert_eq!(missing(), None);
+        let index = r#"{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}"#;
+        fs::write(dir.join(INDEX_FILE), index).unwrap();
+        assert_eq!(missing().as_deref(), Some("model-2.safetensors"));
+        fs::remove_file(dir.join(INDEX_FILE)).unwrap();
+        fs::remove_file(dir.join(TOKENIZER_FILE)).unwrap();
+        assert_eq!(missing().as_deref(), Some(TOKENIZER_FILE));
+        fs::remove_file(dir.join("model.safetensors")).unwrap();
+        assert_eq!(missing().as_deref(), Some("model.safetensors"));
     }
 
     #[test]

@@ -228,7 +228,7 @@ impl Shell {
 
 /// Runs one job and tells the agent of it; ends early when aborted.
 async fn answer(worker: Worker, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
-    let mut answer = worker.answer(&job.model, job.messages, job.params);
+    let mut answer = worker.answer(job);
     while let Some(step) = answer.next().await {
         let event = match step {
             Step::Started { prompt } => Event::Started { ticket, prompt },

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use futures::FutureExt;
 use futures::future::join_all;
 use ram_core::chat::{ChatMessage, Role};
-use ram_core::job::{Failure, GenerationParams, Outcome, Sampling};
+use ram_core::id::JobId;
+use ram_core::job::{Failure, GenerationParams, Job, Outcome, Sampling};
 use ram_core::provider::{Hardware, ModelState};
 use ram_core::units::{Bytes, TokenCount};
 use ram_proto::openai::{ChatCompletion, ModelList};
@@ -16,7 +17,9 @@ use ram_provider::config::{Preload, ProviderConfig};
 use ram_provider::local::{LocalConfig, LocalServer};
 use ram_provider::worker::{ModelView, PendingAnswer, Residence, Step, Worker};
 
-/// A home whose `demo` folder holds the bundled model, and `broken` one without its tokenizer.
+const WEIGHTS: &str = "model.safetensors";
+
+/// A home whose `demo` folder holds the bundled model, and `broken` one whose weights were cut short.
 struct Home {
     dir: tempfile::TempDir,
 }
@@ -27,7 +30,9 @@ impl Home {
         let home = Self { dir };
         ram_infer::demo::unpack(&home.folder("demo")).unwrap();
         ram_infer::demo::unpack(&home.folder("broken")).unwrap();
-        std::fs::remove_file(home.folder("broken").join("tokenizer.json")).unwrap();
+        let weights =
+            std::fs::OpenOptions::new().write(true).open(home.folder("broken").join(WEIGHTS)).unwrap();
+        weights.set_len(weights.metadata().unwrap().len() / 2).unwrap();
         home
     }
 
@@ -73,7 +78,7 @@ fn ask(worker: &Worker, model: &str) -> PendingAnswer {
     let messages = vec![ChatMessage::new(Role::User, "What is the capital of France?")];
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
     let params = GenerationParams { max_tokens: TokenCount::new(32), stop: Vec::new(), sampling };
-    worker.answer(&model.parse().unwrap(), messages, params)
+    worker.answer(Job::new(JobId::from_bits(1), model.parse().unwrap(), messages, params))
 }
 
 /// The text of an answer, and how it ended.
@@ -148,6 +153,19 @@ async fn one_that_runs_is_never_unloaded() {
     assert_eq!(residences(&worker), [OnDisk, Loaded]);
 }
 
+/// The clock of this test jumps on whenever all wait.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_too_long_for_room_is_refused() {
+    let home = Home::new();
+    let worker = home.worker(&[("a", "demo"), ("b", "demo")], Some(3), Preload::First);
+    let mut running = ask(&worker, "a");
+    assert!(matches!(running.next().await, Some(Step::Started { .. })));
+    let (_, outcome) = hear(ask(&worker, "b")).await;
+    assert_eq!(outcome, Outcome::Failed { failure: Failure::OutOfMemory });
+    assert!(hear(running).await.0.contains("Paris"), "who held the room was not disturbed");
+    says_paris(&worker, "b").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn taking_turns_never_ends_in_a_deadlock() {
     let home = Home::new();
@@ -177,7 +195,7 @@ async fn a_failed_load_is_told_and_leaves_the_others_running() {
     assert_eq!((offers.len(), offers[0].model.as_str()), (1, "good"));
     let ModelView { residence, fault, .. } = worker.views().remove(1);
     assert_eq!(residence, Failed);
-    assert!(fault.is_some_and(|fault| fault.contains("tokenizer.json")));
+    assert!(fault.is_some_and(|fault| fault.contains(WEIGHTS)));
     let (_, outcome) = hear(ask(&worker, "broken")).await;
     assert_eq!(
         outcome,

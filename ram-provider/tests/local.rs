@@ -146,7 +146,7 @@ async fn what_is_wrong_is_named() {
     };
     check(server.chat(json!({"temperature": 9})).await, 400, "invalid_value", Some("temperature")).await;
     check(server.chat(json!({"messages": 7})).await, 400, "invalid_value", Some("messages")).await;
-    check(server.chat(json!({"n": 2})).await, 400, "unsupported_parameter", Some("n")).await;
+    check(server.chat(json!({"n": 0})).await, 400, "invalid_value", Some("n")).await;
     check(server.chat(json!({"model": "gpt-4o"})).await, 404, "model_not_found", Some("model")).await;
     check(server.post("[").await, 400, "invalid_json", None).await;
     let long = json!({"messages": [{"role": "user", "content": "word ".repeat(4000)}]});

@@ -1,13 +1,16 @@
 //! A real node against a coordinator made of a bare WebSocket server, over loopback, with the bundled model.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod phrases;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use futures::{SinkExt, StreamExt};
+use ram_core::chat::tools::ToolCall;
 use ram_core::chat::{ChatMessage, Role};
 use ram_core::id::{Attempt, Epoch, JobId};
-use ram_core::job::{Failure, GenerationParams, Job, Outcome, Sampling, Usage};
+use ram_core::job::{Failure, FinishReason, GenerationParams, Job, Outcome, Sampling, Usage};
 use ram_core::provider::{ModelOffer, ModelState};
 use ram_core::units::{Bytes, TokenCount};
 use ram_crypto::statement::{Expected, Statement};
@@ -15,7 +18,7 @@ use ram_proto::control::{
     Capabilities, Decoded, NodeStatement, Nonce, Register, ToCoordinator, ToProvider, decode, encode,
 };
 use ram_provider::ProviderError;
-use ram_provider::config::{Preload, ProviderConfig};
+use ram_provider::config::{ModelChoice, Preload, ProviderConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -114,6 +117,7 @@ impl Session {
                     heard.chunks += 1;
                     heard.tokens += chunk.tokens;
                     heard.text += chunk.content.as_str();
+                    heard.calls.extend(chunk.tool_calls);
                 }
                 ToCoordinator::Finished { outcome, .. } => return Heard { outcome: Some(outcome), ..heard },
                 other => panic!("not of a job: {other:?}"),
@@ -129,6 +133,7 @@ struct Heard {
     chunks: u32,
     tokens: TokenCount,
     text: String,
+    calls: Vec<ToolCall>,
     outcome: Option<Outcome>,
 }
 
@@ -168,8 +173,13 @@ struct Node {
 
 impl Node {
     fn start(coordinator: &Coordinator) -> Self {
+        Self::with(coordinator, |_| {})
+    }
+
+    fn with(coordinator: &Coordinator, change: impl FnOnce(&mut ProviderConfig)) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let config = config(home.path(), coordinator);
+        let mut config = config(home.path(), coordinator);
+        change(&mut config);
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(ram_provider::run(config, async { stopped.await.unwrap_or(()) }));
         Self { stop, task, _home: home }
@@ -224,6 +234,32 @@ async fn a_node_registers_and_answers() {
     session.say(&run(2, short())).await;
     assert_eq!(session.hear_answer().await.text, heard.text, "same seed, same prompt, same text");
     drop(node);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_of_a_function_is_told_as_one() {
+    let coordinator = Coordinator::listen().await;
+    let node = Node::with(&coordinator, |config| {
+        let dir = config.home.join("model");
+        phrases::write_weather(&dir);
+        config.models = vec![ModelChoice { model: MODEL.parse().unwrap(), path: Some(dir) }];
+    });
+    let (mut session, _) = coordinator.admit(1).await;
+    let mut job = Job::new(
+        JobId::from_bits(5),
+        MODEL.parse().unwrap(),
+        vec![ChatMessage::new(Role::User, "What is the weather in Paris?")],
+        short(),
+    );
+    job.tools = vec![serde_json::from_value(serde_json::json!({ "name": "get_weather" })).unwrap()];
+    session.say(&ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
+    let heard = session.hear_answer().await;
+    assert_eq!((heard.text.as_str(), heard.calls.len()), ("", 1));
+    assert_eq!(heard.calls[0].arguments.as_str(), "{\"city\": \"Paris\"}");
+    let Some(Outcome::Done { finish, usage }) = heard.outcome else { panic!("not done: {heard:?}") };
+    assert_eq!((finish, usage.completion), (FinishReason::ToolCalls, heard.tokens));
+    node.stop.send(()).unwrap();
+    node.task.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,18 +1,24 @@
 //! Who calls: `authorization: Bearer KEY`.
 
+use std::time::Duration;
+
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use ram_proto::openai::ApiError;
 
-use crate::keys::Caller;
+use crate::keys::{Caller, DEMO_KEY, KeyError};
 use crate::run;
 
-use super::Gateway;
 use super::error::Refusal;
+use super::observe::Seen;
+use super::{Gateway, client_of};
 
 /// Longest header that can hold a key: ours take 77 bytes with their scheme.
 const HEADER_BYTES_MAX: usize = 512;
+
+/// When an address that has tried too many keys may try another.
+const GUESS_WAIT: Duration = Duration::from_secs(1);
 
 /// Somebody whose key is good.
 #[derive(Debug)]
@@ -22,13 +28,30 @@ impl FromRequestParts<Gateway> for Called {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Refusal> {
+        if let Some(caller) = parts.extensions.get::<Caller>() {
+            return Ok(Self(caller.clone())); // a layer before has asked
+        }
         let key = bearer(parts)?;
-        Ok(Self(gateway.keys.caller(key, run::now()).await?))
+        let (client, front) = (client_of(parts), &gateway.front);
+        if !front.may_guess(client) && key != DEMO_KEY && !gateway.keys.knows(key) {
+            front.metrics.limited("unknown_keys");
+            return Err(Refusal(ApiError::rate_limited(GUESS_WAIT)));
+        }
+        let caller = gateway.keys.caller(key, run::now()).await.inspect_err(|error| {
+            if matches!(error, KeyError::Unknown) {
+                front.guessed(client);
+            }
+        })?;
+        if let Some(Seen(seen)) = parts.extensions.get() {
+            let _ = seen.set(caller.clone()); // once is enough
+        }
+        parts.extensions.insert(caller.clone());
+        Ok(Self(caller))
     }
 }
 
 /// The key in the header.
-fn bearer(parts: &Parts) -> Result<&str, ApiError> {
+pub(super) fn bearer(parts: &Parts) -> Result<&str, ApiError> {
     let header = parts.headers.get(AUTHORIZATION).ok_or_else(ApiError::missing_key)?;
     let text = header.to_str().ok().filter(|text| text.len() <= HEADER_BYTES_MAX);
     let (scheme, key) = text.and_then(|text| text.split_once(' ')).ok_or_else(ApiError::invalid_key)?;

@@ -4,78 +4,74 @@
 //! that fail-over among providers stays invisible and errors keep their real status. After that only events can tell:
 //! an error is the last event then, and no `[DONE]` follows it.
 //!
-//! Whoever leaves, leaves by dropping: the connection's future owns the [`Replies`], whose end the core hears of.
+//! Whoever leaves, leaves by dropping: the connection's future owns the [`Choices`], whose end the core hears of.
 
-use std::num::NonZeroU8;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName};
-use axum::http::{HeaderMap, HeaderValue};
+use axum::extract::{Extension, State};
+use axum::http::HeaderValue;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use ram_core::catalog;
 use ram_core::id::JobId;
-use ram_core::units::{Bytes as ByteCount, TokenCount};
+use ram_core::units::TokenCount;
 use ram_proto::openai::{
-    AnswerPiece, ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId,
-    Delivery, ParsedChat, ServedBy, StreamedAnswer, WholeAnswer, XramFields, sse,
+    ApiError, Asked, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery, Heard, ParsedChat,
+    StreamedAnswer, WholeAnswer, sse,
 };
 use tokio::time::timeout;
 
 use crate::keys::Caller;
-use crate::run::{self, Gone, Replies};
-use crate::state::{Payer, Receipt, Reply, Submission};
+use crate::run::{self, Gone};
+use crate::state::{Payer, Submission};
 
 use super::auth::Called;
-use super::error::{Refusal, of_job};
-use super::{Gateway, Peer, RequestId};
+use super::choices::Choices;
+use super::error::Refusal;
+use super::{Client, Gateway, RequestId};
 
 /// How long a stream's status waits for a first word.
 const HELD_BACK: Duration = Duration::from_secs(5);
 /// How often a silent stream says that it lives: proxies give up after 15 s and more.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// How long a body may take: 8 MiB at 1 Mbit/s.
-const BODY_WITHIN: Duration = Duration::from_secs(67);
 /// Header that names the fields without effect.
-const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
+pub(super) const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
 /// Tells nginx not to gather a stream.
-const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+pub(super) const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 pub(super) async fn complete(
     State(gateway): State<Gateway>,
-    Extension(peer): Extension<Peer>,
+    Extension(Client(address)): Extension<Client>,
     Extension(RequestId(job)): Extension<RequestId>,
     Called(caller): Called,
-    request: Request,
+    body: Bytes,
 ) -> Result<Response, Refusal> {
-    let body = read_body(request).await?;
     let parsed = ChatRequest::parse(&body)?;
     drop(body);
     let ignored = parsed.ignored_header();
     let ParsedChat { request, .. } = parsed;
-    if request.n > NonZeroU8::MIN {
-        return Err(ApiError::unsupported("n", "`n` is not supported here yet: one answer a request").into());
-    }
-    let delivery = request.delivery;
+    let (delivery, n) = (request.delivery, request.n);
     let head = CompletionHead { id: CompletionId(job), created: run::now(), model: request.model.clone() };
-    let logprobs = request.sampling.top_logprobs.is_some();
+    let asked = Asked {
+        logprobs: request.sampling.top_logprobs.is_some(),
+        usage: matches!(delivery, Delivery::Whole | Delivery::Stream { include_usage: true }),
+        one_call: !request.parallel_tool_calls,
+    };
     let payer = match caller {
-        Caller::Demo => Payer::Demo(peer.0.ip()),
+        Caller::Demo => Payer::Demo(address),
         Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
     };
-    let replies = gateway.handle.submit(submission(request, payer, job)?).await?;
+    let choices = submit(&gateway, request, &payer, job).await?;
     let told = match delivery {
         Delivery::Whole => {
-            let answer = WholeAnswer::new(head, Asked { logprobs, usage: true }, NonZeroU8::MIN);
-            whole(answer, replies).await.map(|completion| Json(completion).into_response())
+            let answer = WholeAnswer::new(head, asked, n);
+            whole(answer, choices).await.map(|completion| Json(completion).into_response())
         }
-        Delivery::Stream { include_usage } => {
-            let answer = StreamedAnswer::new(head, Asked { logprobs, usage: include_usage }, NonZeroU8::MIN);
-            stream(answer, replies).await
-        }
+        Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, n), choices).await,
     };
     let mut response = told.unwrap_or_else(|error| Refusal(error).into_response());
     if let Some(ignored) = ignored.and_then(|names| HeaderValue::try_from(names).ok()) {
@@ -84,91 +80,44 @@ pub(super) async fn complete(
     Ok(response)
 }
 
-fn submission(request: ChatRequest, payer: Payer, job: JobId) -> Result<Submission, Gone> {
+/// Submits each choice as a job; the first has the request's number.
+async fn submit(gateway: &Gateway, request: ChatRequest, payer: &Payer, job: JobId) -> Result<Choices, Gone> {
     // The core refuses a model that the catalogue does not know, so what its context holds does not matter here.
     let context = catalog::resolve(request.model.as_str()).map_or(TokenCount::MAX, |spec| spec.context());
-    let params = request.params(0, context, run::random_seed()?);
-    let ChatRequest { model, messages, preferred_provider, tools, chat_template_kwargs, .. } = request;
-    Ok(Submission {
-        job,
-        payer,
-        model,
-        messages,
-        tools,
-        chat_template_kwargs,
-        params,
-        preferred: preferred_provider,
-    })
-}
-
-/// Reads a body that is no longer than it may be.
-async fn read_body(request: Request) -> Result<Bytes, ApiError> {
-    if announced(request.headers()).is_some_and(|length| length > BODY_BYTES_MAX) {
-        return Err(ApiError::too_large(BODY_BYTES_MAX)); // before a byte of it is read
+    let fresh_seed = run::random_seed()?;
+    let mut replies = Vec::with_capacity(request.n.get().into());
+    for choice in 0..u32::from(request.n.get()) {
+        let submission = Submission {
+            job: if choice == 0 { job } else { run::random_job_id()? },
+            payer: payer.clone(),
+            model: request.model.clone(),
+            messages: request.messages.clone(),
+            tools: request.tools.clone(),
+            chat_template_kwargs: request.chat_template_kwargs.clone(),
+            params: request.params(choice, context, fresh_seed),
+            preferred: request.preferred_provider,
+        };
+        replies.push(gateway.handle.submit(submission).await?);
     }
-    let mut pieces = request.into_body().into_data_stream();
-    let mut body = Vec::new();
-    let read = timeout(BODY_WITHIN, async {
-        while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|_| ApiError::malformed_body("the body broke off"))?;
-            body.extend_from_slice(&piece);
-            if ByteCount::new(body.len() as u64) > BODY_BYTES_MAX {
-                return Err(ApiError::too_large(BODY_BYTES_MAX));
-            }
-        }
-        Ok(())
-    });
-    match read.await {
-        Ok(read) => read.map(|()| body.into()),
-        Err(_) => Err(ApiError {
-            status: 408,
-            code: Some("request_timeout"),
-            ..ApiError::malformed_body("the body did not arrive in time")
-        }),
-    }
-}
-
-fn announced(headers: &HeaderMap) -> Option<ByteCount> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
-}
-
-/// What an answer carries beside OpenAI's own fields.
-fn xram(job: JobId, served_by: Option<ServedBy>, receipt: Receipt) -> XramFields {
-    XramFields {
-        tokens_charged: Some(receipt.charge),
-        session_remaining: receipt.remaining,
-        job_id: Some(job),
-        provider: served_by,
-        price_per_1k: Some(receipt.price_per_1k),
-    }
+    Ok(Choices::new(job, replies))
 }
 
 /// Gathers an answer.
-async fn whole(mut answer: WholeAnswer, mut replies: Replies) -> Result<ChatCompletion, ApiError> {
-    let mut served_by = None;
+async fn whole(mut answer: WholeAnswer, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
     loop {
-        match replies.next().await {
-            Some(Reply::Started { provider, name, .. }) => served_by = Some(ServedBy { id: provider, name }),
-            Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
-                answer.push(0, AnswerPiece { content, reasoning, tool_calls, logprobs });
-            }
-            Some(Reply::Done { finish, usage, receipt }) => {
-                answer.finish_choice(0, finish);
-                return Ok(answer.finish(usage, xram(replies.job(), served_by, receipt)));
-            }
-            Some(Reply::Failed { error, receipt }) => return Err(of_job(error, receipt)),
-            None => return Err(ApiError::internal()),
+        match answer.hear(choices.next().await) {
+            ControlFlow::Continue(more) => answer = more,
+            ControlFlow::Break(told) => return told,
         }
     }
 }
 
 /// Waits for the first word, then streams; an error before it keeps its status.
-async fn stream(answer: StreamedAnswer, replies: Replies) -> Result<Response, ApiError> {
-    let mut streaming = Streaming { answer: Some(answer), replies, served_by: None };
-    let first = match timeout(HELD_BACK, streaming.first_reply()).await {
-        Ok(Some(Reply::Failed { error, receipt })) => return Err(of_job(error, receipt)),
-        Ok(None) => return Err(ApiError::internal()),
-        Ok(Some(reply)) => streaming.frames(reply),
+async fn stream(answer: StreamedAnswer, choices: Choices) -> Result<Response, ApiError> {
+    let mut streaming = Streaming { answer: Some(answer), choices };
+    let first = match timeout(HELD_BACK, streaming.choices.next()).await {
+        Ok(Heard::Failed(error)) => return Err(error),
+        Ok(heard) => streaming.frames(heard),
         Err(_) => sse::KEEP_ALIVE.to_owned(),
     };
     let rest = futures::stream::unfold(streaming, |mut streaming| async move {
@@ -184,68 +133,42 @@ async fn stream(answer: StreamedAnswer, replies: Replies) -> Result<Response, Ap
     Ok((headers, Body::from_stream(frames)).into_response())
 }
 
-/// An answer on its way, reply by reply.
+/// An answer on its way, as its choices are heard.
 struct Streaming {
     /// Gone once its last frame is told.
     answer: Option<StreamedAnswer>,
-    replies: Replies,
-    /// The provider that has taken the job last.
-    served_by: Option<ServedBy>,
+    choices: Choices,
 }
 
 impl Streaming {
-    /// The first reply that a reader would see or that ends the job.
-    async fn first_reply(&mut self) -> Option<Reply> {
-        loop {
-            match self.replies.next().await {
-                Some(Reply::Started { provider, name, .. }) => {
-                    self.served_by = Some(ServedBy { id: provider, name });
-                }
-                other => return other,
-            }
-        }
-    }
-
     /// The frames to write next; `None` at the end of the stream.
     async fn next(&mut self) -> Option<String> {
         self.answer.as_ref()?;
-        match timeout(KEEP_ALIVE_EVERY, self.first_reply()).await {
-            Ok(Some(reply)) => Some(self.frames(reply)),
-            Ok(None) => self.answer.take().map(|answer| answer.fail(&ApiError::internal())),
+        match timeout(KEEP_ALIVE_EVERY, self.choices.next()).await {
+            Ok(heard) => Some(self.frames(heard)),
             Err(_) => Some(sse::KEEP_ALIVE.to_owned()),
         }
     }
 
-    /// The frames of a reply; the last reply ends the answer.
-    fn frames(&mut self, reply: Reply) -> String {
-        let Some(mut answer) = self.answer.take() else { return String::new() };
-        match reply {
-            Reply::Done { finish, usage, receipt } => {
-                let end = answer.finish_choice(0, finish);
-                end + &answer.finish(usage, xram(self.replies.job(), self.served_by.take(), receipt))
-            }
-            Reply::Failed { error, receipt } => answer.fail(&of_job(error, receipt)),
-            Reply::Started { .. } => {
-                self.answer = Some(answer);
-                String::new()
-            }
-            Reply::Delta { content, reasoning, tool_calls, logprobs } => {
-                let frames = answer.push(0, AnswerPiece { content, reasoning, tool_calls, logprobs });
-                self.answer = Some(answer);
-                frames
-            }
-        }
+    /// The frames of what was heard; the last of it ends the answer.
+    fn frames(&mut self, heard: Heard) -> String {
+        let Some(answer) = self.answer.take() else { return String::new() };
+        let (frames, rest) = answer.hear(heard);
+        self.answer = rest;
+        frames
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::JobError;
+    use crate::run::Replies;
+    use crate::state::{JobError, Receipt, Reply};
     use ram_core::chat::PromptText;
     use ram_core::id::NodeKey;
     use ram_core::job::{Failure, FinishReason, Usage};
     use ram_core::units::XRam;
+    use std::num::NonZeroU8;
     use tokio::sync::mpsc;
     use tokio::time::Instant;
 
@@ -258,7 +181,7 @@ mod tests {
     }
 
     fn streamed(usage: bool) -> StreamedAnswer {
-        StreamedAnswer::new(head(), Asked { logprobs: false, usage }, NonZeroU8::MIN)
+        StreamedAnswer::new(head(), Asked { usage, ..Asked::default() }, NonZeroU8::MIN)
     }
 
     fn gathered() -> WholeAnswer {
@@ -294,10 +217,17 @@ mod tests {
         Reply::Failed { error, receipt: Some(receipt(charge)) }
     }
 
+    /// One choice whose replies the test sends.
+    fn scripted() -> (mpsc::Sender<Reply>, mpsc::UnboundedReceiver<JobId>, Choices) {
+        let job = JobId::from_bits(1);
+        let (sender, left, replies) = Replies::scripted(job);
+        (sender, left, Choices::new(job, vec![replies]))
+    }
+
     /// A stream over replies that the test sends.
     fn streaming(usage: bool) -> (mpsc::Sender<Reply>, mpsc::UnboundedReceiver<JobId>, Streaming) {
-        let (sender, left, replies) = Replies::scripted(JobId::from_bits(1));
-        (sender, left, Streaming { answer: Some(streamed(usage)), replies, served_by: None })
+        let (sender, left, choices) = scripted();
+        (sender, left, Streaming { answer: Some(streamed(usage)), choices })
     }
 
     /// All frames that these replies become.
@@ -349,18 +279,18 @@ mod tests {
 
     #[tokio::test]
     async fn an_error_before_the_first_word_keeps_its_status() {
-        let (sender, _left, replies) = Replies::scripted(JobId::from_bits(1));
+        let (sender, _left, choices) = scripted();
         sender.try_send(started()).unwrap();
         sender.try_send(failed(0)).unwrap();
-        let error = stream(streamed(false), replies).await.unwrap_err();
+        let error = stream(streamed(false), choices).await.unwrap_err();
         assert_eq!((error.status, error.should_retry), (503, None));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_stream_says_that_it_lives_after_five_seconds_and_every_ten() {
-        let (sender, _left, replies) = Replies::scripted(JobId::from_bits(1));
+        let (sender, _left, choices) = scripted();
         let began = Instant::now();
-        let response = stream(streamed(false), replies).await.unwrap();
+        let response = stream(streamed(false), choices).await.unwrap();
         assert_eq!((began.elapsed(), response.status().as_u16()), (HELD_BACK, 200));
         let mut body = response.into_body().into_data_stream();
         assert_eq!(body.next().await.unwrap().unwrap(), sse::KEEP_ALIVE);
@@ -379,15 +309,15 @@ mod tests {
         streaming.next().await.unwrap();
         drop(streaming);
         assert_eq!(left.try_recv(), Ok(JobId::from_bits(1)));
-        let (sender, mut left, replies) = Replies::scripted(JobId::from_bits(2));
+        let (sender, mut left, choices) = scripted();
         sender.try_send(done()).unwrap();
-        whole(gathered(), replies).await.unwrap();
+        whole(gathered(), choices).await.unwrap();
         assert!(left.try_recv().is_err());
     }
 
     #[tokio::test]
     async fn a_whole_answer_is_all_its_pieces() {
-        let (sender, _left, replies) = Replies::scripted(JobId::from_bits(1));
+        let (sender, _left, choices) = scripted();
         let thought = Reply::Delta {
             content: "".into(),
             reasoning: "hm".into(),
@@ -397,7 +327,7 @@ mod tests {
         for reply in [started(), started(), thought, delta("Par"), delta("is"), done()] {
             sender.try_send(reply).unwrap();
         }
-        let completion = whole(gathered(), replies).await.unwrap();
+        let completion = whole(gathered(), choices).await.unwrap();
         let message = &completion.choices[0].message;
         assert_eq!(message.content.as_ref().unwrap().as_str(), "Paris");
         assert_eq!(message.reasoning_content.as_ref().unwrap().as_str(), "hm");

@@ -65,6 +65,7 @@ pub(super) fn of_job(error: JobError, receipt: Option<Receipt>) -> ApiError {
         JobError::NoCapacity(_) | JobError::QueueFull(_) | JobError::Draining => {
             ApiError::no_capacity(CAPACITY_WAIT)
         }
+        JobError::TooManyOpen { .. } => ApiError::rate_limited(CAPACITY_WAIT),
         JobError::Hold(HoldError::Unavailable) => ApiError::no_capacity(CAPACITY_WAIT),
         JobError::Hold(error @ HoldError::Insufficient { .. }) => {
             ApiError::insufficient_quota(format!("{error}; lower `max_tokens` or credit the key"))
@@ -94,6 +95,7 @@ mod tests {
         check(JobError::UnknownModel(model.clone()), 404, "model_not_found", None);
         check(JobError::NoCapacity(model.clone()), 503, "no_capacity", Some(5));
         check(JobError::QueueFull(model), 503, "no_capacity", Some(5));
+        check(JobError::TooManyOpen { most: 8 }, 429, "rate_limit_exceeded", Some(5));
         check(JobError::Draining, 503, "no_capacity", Some(5));
         check(JobError::Hold(HoldError::Unavailable), 503, "no_capacity", Some(5));
         let poor = HoldError::Insufficient { balance: XRam::ZERO, needed: XRam::from_xram(1) };

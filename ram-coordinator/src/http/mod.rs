@@ -3,20 +3,29 @@
 //! Every answer carries `x-request-id`, and every error, also those of routing, has OpenAI's shape. Start at
 //! [`router`].
 
+pub mod admin;
+mod admission;
 mod auth;
+mod body;
 mod chat;
+mod choices;
+mod cors;
 mod error;
+mod front;
+mod idempotency;
 mod models;
 mod network;
+mod observe;
+mod snapshot;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderName, HeaderValue};
-use axum::middleware::{self, Next};
+use axum::extract::{DefaultBodyLimit, Extension, Request, State};
+use axum::http::request::Parts;
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use ram_core::id::JobId;
@@ -24,15 +33,16 @@ use ram_proto::openai::ApiError;
 use ram_proto::routes;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::address::Share;
 use crate::keys::Keys;
-use crate::run::{self, Handle};
+use crate::metrics::Metrics;
+use crate::run::Handle;
 use crate::store::Store;
 use crate::ws;
 
 use error::Refusal;
 
-/// Header that names a request, in its answer and in our logs. A job has its request's number.
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub use front::Front;
 
 /// What the gateway's rooms share; cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,6 +53,8 @@ pub struct Gateway {
     pub keys: Arc<Keys>,
     /// For the probes.
     pub store: Arc<dyn Store>,
+    /// What stands before the handlers.
+    pub front: Arc<Front>,
 }
 
 /// The address that a connection comes from; put into each request by whoever accepts connections.
@@ -52,15 +64,37 @@ pub struct Peer(pub SocketAddr);
 /// A connection's place among all that there may be; free again when its last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct Place {
-    _permit: Arc<OwnedSemaphorePermit>,
+    _taken: Arc<Taken>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    _permit: OwnedSemaphorePermit,
+    _share: Share,
+    metrics: Arc<Metrics>,
 }
 
 impl Place {
-    /// The place that `permit` stands for.
-    #[must_use]
-    pub fn new(permit: OwnedSemaphorePermit) -> Self {
-        Self { _permit: Arc::new(permit) }
+    /// The place that `permit` stands for, out of its address's share.
+    pub(crate) fn new(permit: OwnedSemaphorePermit, share: Share, metrics: Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { _taken: Arc::new(Taken { _permit: permit, _share: share, metrics }) }
     }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+/// The address of whoever a request is from: the peer's, or the one behind the proxies that are trusted.
+#[derive(Clone, Copy, Debug)]
+struct Client(IpAddr);
+
+/// The address that a request is from.
+fn client_of(parts: &Parts) -> IpAddr {
+    parts.extensions.get::<Client>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Client(address)| *address)
 }
 
 /// The number of a request: 128 random bits, which its job takes over.
@@ -69,8 +103,12 @@ struct RequestId(JobId);
 
 /// The whole gateway as one service. Requests must carry a [`Peer`] as an extension.
 pub fn router(gateway: Gateway) -> Router {
-    Router::new()
-        .route(routes::CHAT_COMPLETIONS, post(chat::complete))
+    let admit = middleware::from_fn_with_state(gateway.clone(), admission::admit);
+    let observe = middleware::from_fn_with_state(gateway.clone(), observe::observe);
+    // The body's bounds are ours, and it has been read when the handler sees it.
+    let chat = post(chat::complete).layer(DefaultBodyLimit::disable()).layer(admit);
+    let router = Router::new()
+        .route(routes::CHAT_COMPLETIONS, chat)
         .route(routes::MODELS, get(models::list))
         .route(routes::MODEL, get(models::one))
         .route(routes::HEALTH, get(network::health))
@@ -80,9 +118,12 @@ pub fn router(gateway: Gateway) -> Router {
         .route(routes::STATS, get(network::stats))
         .route(routes::PROVIDER_SOCKET, get(provider_socket))
         .fallback(|| async { Refusal(ApiError::unknown_route()) })
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn(name_request))
-        .with_state(gateway)
+        .method_not_allowed_fallback(method_not_allowed);
+    let router = match cors::layer(&gateway.front.origins) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    router.layer(observe).with_state(gateway)
 }
 
 async fn provider_socket(
@@ -91,7 +132,11 @@ async fn provider_socket(
     upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
 ) -> Response {
     match upgrade {
-        Ok(upgrade) => ws::serve(upgrade, gateway.handle, place.map(|Extension(place)| place)),
+        Ok(upgrade) => {
+            let pace = gateway.front.limits.socket_messages_per_second;
+            let socket = ws::Socket::new(gateway.handle, pace, &gateway.front.metrics);
+            ws::serve(upgrade, socket, place.map(|Extension(place)| place))
+        }
         Err(_) => Refusal(ApiError::invalid_request("upgrade", "this path speaks WebSocket")).into_response(),
     }
 }
@@ -99,16 +144,4 @@ async fn provider_socket(
 async fn method_not_allowed(request: Request) -> Refusal {
     let allowed = if request.uri().path() == routes::CHAT_COMPLETIONS { "POST" } else { "GET" };
     Refusal(ApiError::method_not_allowed(allowed))
-}
-
-/// Gives each request its number, and each answer its header.
-async fn name_request(mut request: Request, next: Next) -> Response {
-    let Ok(number) = run::random_job_id() else {
-        return Refusal(ApiError::internal()).into_response();
-    };
-    request.extensions_mut().insert(RequestId(number));
-    let mut response = next.run(request).await;
-    let value = HeaderValue::try_from(format!("req_{number}")).expect("hexadecimal digits are visible ASCII");
-    response.headers_mut().insert(REQUEST_ID, value);
-    response
 }

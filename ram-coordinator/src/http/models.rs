@@ -3,10 +3,13 @@
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::ModelId;
 use ram_core::units::Timestamp;
 use ram_proto::openai::{ApiError, ModelCard, ModelList, ModelObject};
+
+use crate::run::{Gone, Handle};
 
 use super::Gateway;
 use super::auth::Called;
@@ -16,8 +19,12 @@ use super::error::Refusal;
 const CATALOGUE_SINCE: Timestamp = Timestamp::from_millis(1_795_132_800_000);
 
 /// The models that a provider has in memory, or the whole catalogue while nobody has any.
-pub(super) async fn list(State(gateway): State<Gateway>, _: Called) -> Result<Json<ModelList>, Refusal> {
-    let loaded = gateway.handle.ask(|core, _| core.loaded_models()).await?;
+pub(super) async fn list(State(gateway): State<Gateway>, _: Called) -> Result<Response, Refusal> {
+    gateway.front.models.take(async || loaded(&gateway.handle).await).await
+}
+
+async fn loaded(handle: &Handle) -> Result<ModelList, Gone> {
+    let loaded = handle.ask(|core, _| core.loaded_models()).await?;
     let mut specs: Vec<&ModelSpec> =
         loaded.iter().filter_map(|model| catalog::resolve(model.as_str())).collect();
     if specs.is_empty() {
@@ -25,7 +32,7 @@ pub(super) async fn list(State(gateway): State<Gateway>, _: Called) -> Result<Js
     }
     let cards: Vec<ModelCard> =
         specs.into_iter().filter_map(|spec| Some(card(spec.alias.parse().ok()?, spec))).collect();
-    Ok(Json(cards.into()))
+    Ok(cards.into())
 }
 
 /// One model, by alias or full id; the slash of a full id may be plain or `%2F`.

@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use ram_core::id::ProviderId;
 use ram_proto::openai::ApiError;
-use ram_proto::rest::{Health, NetworkStats, ProviderList, ProviderView, Ready, ReadyCheck};
+use ram_proto::rest::{Health, ProviderView, Ready, ReadyCheck};
+use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::Gateway;
 use super::error::Refusal;
+use crate::state::Coordinator;
 
 /// How long a probe waits for the store: less than the second or more that probes themselves wait.
 const PROBE_WITHIN: Duration = Duration::from_millis(900);
@@ -21,31 +24,55 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health::ok(env!("CARGO_PKG_VERSION")))
 }
 
-/// Ready while the store answers and somebody is here to serve.
+/// Ready while the store answers, jobs are taken, and somebody is here to serve.
 pub(super) async fn ready(State(gateway): State<Gateway>) -> (StatusCode, Json<Ready>) {
     let store = matches!(timeout(PROBE_WITHIN, gateway.store.ping()).await, Ok(Ok(())));
-    let online = timeout(PROBE_WITHIN, gateway.handle.ask(|core, _| core.stats().providers_online)).await;
-    let providers = matches!(online, Ok(Ok(1..)));
+    let asked = gateway.handle.ask(|core, _| (core.has_providers(), core.is_draining()));
+    let (providers, draining) = match timeout(PROBE_WITHIN, asked).await {
+        Ok(Ok(told)) => told,
+        Ok(Err(_)) | Err(_) => (false, true),
+    };
     let check = |name: &str, ok| ReadyCheck { name: name.to_owned(), ok };
-    let ready = Ready::from_checks(vec![check("store", store), check("providers", providers)]);
+    let ready = Ready::from_checks(vec![
+        check("store", store),
+        check("providers", providers),
+        check("accepting", !draining),
+    ]);
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready))
 }
 
-pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Json<ProviderList>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.providers()).await?))
+pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let front = &gateway.front;
+    front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
+}
+
+/// What a request for one provider may ask for besides.
+#[derive(Debug, Deserialize)]
+pub(super) struct Asked {
+    /// `1`: why it gets work or none.
+    explain: Option<String>,
 }
 
 pub(super) async fn provider(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
+    asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<ProviderView>, Refusal> {
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
-    let view = gateway.handle.ask(move |core, _| core.provider(id)).await?;
+    let explain = match asked.as_ref().map(|Query(asked)| asked.explain.as_deref()) {
+        Ok(Some("1" | "true")) => true,
+        Ok(None | Some("0" | "false")) => false,
+        Ok(Some(_)) | Err(_) => {
+            return Err(ApiError::invalid_request("explain", "`explain` is `1` or `0`").into());
+        }
+    };
+    let view = move |core: &Coordinator, now| if explain { core.explain(id, now) } else { core.provider(id) };
+    let view = gateway.handle.ask(view).await?;
     Ok(Json(view.ok_or_else(unknown)?))
 }
 
-pub(super) async fn stats(State(gateway): State<Gateway>) -> Result<Json<NetworkStats>, Refusal> {
-    Ok(Json(gateway.handle.ask(|core, _| core.stats()).await?))
+pub(super) async fn stats(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    gateway.front.stats.take(async || gateway.handle.ask(|core, _| core.stats()).await).await
 }

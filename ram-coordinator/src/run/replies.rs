@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ram_core::chat::tools::ToolCall;
 use ram_core::id::JobId;
 use ram_core::job::TokenLogprob;
 use tokio::sync::mpsc;
@@ -58,12 +59,13 @@ impl ReplySender {
 
 /// About how much memory a reply takes beyond its own size.
 fn size(reply: &Reply) -> usize {
-    let Reply::Delta { content, reasoning, logprobs, .. } = reply else { return 0 };
+    let Reply::Delta { content, reasoning, tool_calls, logprobs } = reply else { return 0 };
     let own =
         |token: &TokenLogprob| size_of::<TokenLogprob>() + token.token.as_str().len() + token.bytes.len();
     let tokens: usize =
         logprobs.iter().map(|token| own(token) + token.top.iter().map(own).sum::<usize>()).sum();
-    content.as_str().len() + reasoning.as_str().len() + tokens
+    let calls: usize = tool_calls.iter().map(|call| size_of::<ToolCall>() + call.text_bytes()).sum();
+    content.as_str().len() + reasoning.as_str().len() + calls + tokens
 }
 
 impl Replies {
@@ -116,6 +118,14 @@ mod tests {
             tool_calls: Vec::new(),
             logprobs: Vec::new(),
         }
+    }
+
+    #[test]
+    fn calls_count_as_words_do() {
+        let call = ToolCall { id: "a".into(), name: "b".into(), arguments: "x".repeat(1000).into() };
+        let Reply::Delta { content, reasoning, logprobs, .. } = delta(0) else { panic!("a delta") };
+        let calls = Reply::Delta { content, reasoning, tool_calls: vec![call; 10], logprobs };
+        assert!(size(&calls) >= 10 * 1002);
     }
 
     fn ends() -> (ReplySender, Replies) {

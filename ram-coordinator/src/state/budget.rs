@@ -4,9 +4,11 @@
 //! has. It lives in memory and starts anew with the process; the global budget bounds what a restart can give away.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ram_core::units::{Timestamp, TokenCount};
+
+use crate::address::subscriber;
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Most addresses remembered for a day: 6 MB. Whoever comes after those waits for tomorrow.
@@ -56,17 +58,6 @@ impl DemoBudget {
         if let Some(spent) = self.spent_by.get_mut(&subscriber(address)) {
             *spent = spent.saturating_sub(tokens);
             self.spent = self.spent.saturating_sub(tokens);
-        }
-    }
-}
-
-/// The address that one subscriber cannot change at will.
-fn subscriber(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
         }
     }
 }

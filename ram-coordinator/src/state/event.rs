@@ -4,7 +4,9 @@ use ram_core::chat::PromptText;
 use ram_core::chat::tools::{PromptJson, Tool, ToolCall};
 use ram_core::id::{Attempt, JobId, ModelId, NodeName, ProviderId};
 use ram_core::job::{Failure, FinishReason, GenerationParams, TokenLogprob, Usage};
+use ram_core::reputation::Reputation;
 use ram_core::units::{TokenCount, XRam};
+use ram_core::validate::Verdict;
 use ram_proto::control::{Nonce, ToCoordinator, ToProvider};
 
 use ram_core::chat::ChatMessage;
@@ -65,10 +67,23 @@ pub enum Event {
         /// The job.
         job: JobId,
     },
+    /// The store told what an earlier process wrote by [`Effect::NoteStandings`].
+    Remembered(Vec<Standing>),
     /// Time passed: comes at least every [`TICK`].
     Tick,
     /// The operator wants to stop: no new jobs, none that waits, and those that run end.
     Drain,
+    /// The operator has thought better of it: new jobs are taken again.
+    Resume,
+    /// The process is about to end: providers are told to finish what they have.
+    Dismiss,
+    /// The operator takes a provider out of service, or back in.
+    DrainProvider {
+        /// Which.
+        provider: ProviderId,
+        /// Whether it takes no new jobs.
+        draining: bool,
+    },
 }
 
 /// How often [`Event::Tick`] comes.
@@ -132,6 +147,10 @@ pub enum Effect {
     Settle(SettleOrder),
     /// Note, durably, what a running job has delivered so far; nobody waits for it.
     Checkpoint(SettleOrder),
+    /// Note, durably, a result that nobody pays for; the hold stays as it is, and nobody waits.
+    Refuse(SettleOrder),
+    /// Note, durably, what is thought of these nodes; nobody waits.
+    NoteStandings(Vec<Standing>),
     /// Release a hold whole: the job took nothing.
     Void {
         /// The job.
@@ -172,6 +191,17 @@ pub struct SettleOrder {
     pub usage: Usage,
     /// What they cost, never more than the hold.
     pub charge: XRam,
+    /// What the result is worth: of one that is not good no reward is ever paid.
+    pub verdict: Verdict,
+}
+
+/// What is thought of one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The node, by its key.
+    pub provider: ProviderId,
+    /// How far it is trusted.
+    pub reputation: Reputation,
 }
 
 /// Something to tell the user of a job. The last one is `Done` or `Failed`, and there is exactly one of those.
@@ -239,6 +269,12 @@ pub enum JobError {
     /// Too many jobs wait for this model.
     #[error("too many requests wait for `{0}`")]
     QueueFull(ModelId),
+    /// The payer has as many jobs open as one may.
+    #[error("{most} requests of this caller are open already; wait for one to end")]
+    TooManyOpen {
+        /// How many that is.
+        most: usize,
+    },
     /// The payer cannot pay.
     #[error(transparent)]
     Hold(#[from] HoldError),

@@ -11,25 +11,37 @@
 //! ```
 //!
 //! A job takes one hold and resolves it once: by a settle for what was delivered, or by a void. Only the current
-//! attempt of the current provider is listened to; every other word about a job comes from a ghost.
+//! attempt of the current provider is listened to; every other word about a job comes from a ghost. A result is judged
+//! (`trust`) before it is paid: one that cannot be true is a failure, before the first word as after it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use ram_chain::pricing;
 use ram_core::catalog::ModelSpec;
-use ram_core::id::{Attempt, JobId, ModelId, ProviderId};
+use ram_core::chat::tools::{PromptJson, Tool, ToolCall};
+use ram_core::chat::{ChatMessage, PromptText};
+use ram_core::id::{Attempt, JobId, ModelId, ProviderId, WalletAddress};
 use ram_core::job::{FinishReason, Job, TokenLogprob, Usage};
 use ram_core::memory::{self, Workload};
+use ram_core::reputation;
 use ram_core::route::Wish;
-use ram_core::units::{Permille, Timestamp, TokenCount, XRam};
+use ram_core::units::{Bytes, Timestamp, TokenCount, XRam};
+use ram_core::validate::{Digest, Part, Unrewarded, Verdict};
 
 use ram_proto::control::Chunk;
+
+use crate::address::subscriber;
 
 use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
+/// Added where there are tools: what templates say about how to call them, of which the longest take some 600.
+const TEMPLATE_TOKENS_FOR_TOOLS: u64 = 1024;
+/// How much longer JSON can become when a template writes it again: blanks behind `:` and `,`, and lines set in.
+const JSON_GROWTH: u64 = 2;
 /// Longest text of one token, generously: what an honest provider never passes, and a liar cannot.
 const TEXT_BYTES_PER_TOKEN_MAX: u64 = 1024;
 
@@ -44,6 +56,10 @@ pub(super) struct Jobs {
     open: BTreeMap<JobId, JobRecord>,
     /// Jobs in [`Phase::Queued`], oldest first, by full model id.
     queues: BTreeMap<ModelId, VecDeque<JobId>>,
+    /// How many of the open ones each payer has.
+    by_payer: BTreeMap<Payer, usize>,
+    /// Bytes of the prompts of the open ones.
+    prompt_bytes: Bytes,
 }
 
 /// One open job.
@@ -58,6 +74,8 @@ pub(super) struct JobRecord {
     pub(super) price_per_1k: XRam,
     /// Most tokens that the prompt can have.
     pub(super) prompt_bound: TokenCount,
+    /// Bytes that the prompt takes, at most: a token has one or more.
+    pub(super) prompt_bytes: Bytes,
     /// Providers that had their try.
     pub(super) tried: Vec<ProviderId>,
     pub(super) attempts: Option<Attempt>,
@@ -82,6 +100,7 @@ pub(super) enum Phase {
 pub(super) struct Run {
     pub(super) provider: ProviderId,
     pub(super) attempt: Attempt,
+    pub(super) sent_at: Timestamp,
     /// After this without a word the attempt is given up.
     pub(super) deadline: Timestamp,
     /// What the provider counted, once it has accepted.
@@ -89,7 +108,10 @@ pub(super) struct Run {
     pub(super) next_seq: u32,
     pub(super) delivered: TokenCount,
     pub(super) delivered_bytes: u64,
+    /// What was delivered, for its validation.
+    pub(super) digest: Digest,
     pub(super) logprobs: u64,
+    pub(super) tool_calls: u64,
     pub(super) checkpoint: Checkpoint,
 }
 
@@ -100,12 +122,35 @@ pub(super) struct Checkpoint {
     pub(super) delivered: TokenCount,
 }
 
+/// Most tokens that a turn can become: one for each byte, and what the template writes around it and its calls.
+fn tokens_of_message(message: &ChatMessage) -> u64 {
+    let of = |text: &Option<PromptText>| text.as_ref().map_or(0, |text| text.as_str().len());
+    let words = message.content.as_str().len() + of(&message.name) + of(&message.tool_call_id);
+    let call = |call: &ToolCall| JSON_GROWTH * call.text_bytes() as u64 + TEMPLATE_TOKENS_PER_MESSAGE;
+    words as u64 + TEMPLATE_TOKENS_PER_MESSAGE + message.tool_calls.iter().map(call).sum::<u64>()
+}
+
+/// Most tokens that tools and template variables can become.
+fn tokens_of_tools(tools: &[Tool], kwargs: &PromptJson) -> u64 {
+    let around = if tools.is_empty() { 0 } else { TEMPLATE_TOKENS_FOR_TOOLS };
+    let each = |tool: &Tool| JSON_GROWTH * json_bytes(tool.function()) + TEMPLATE_TOKENS_PER_MESSAGE;
+    let kwargs = if kwargs.is_empty() { 0 } else { JSON_GROWTH * json_bytes(kwargs) };
+    around + tools.iter().map(each).sum::<u64>() + kwargs
+}
+
+/// How long an object is as JSON.
+fn json_bytes(object: &PromptJson) -> u64 {
+    serde_json::to_vec(object).map_or(0, |json| json.len() as u64) // plain JSON always has a form
+}
+
 /// How much an answer can be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     tokens: TokenCount,
     /// Alternatives that were asked for with each token; `None`: no log-probabilities at all.
     alternatives: Option<u8>,
+    /// Whether there are functions that it may call.
+    has_tools: bool,
 }
 
 impl Bounds {
@@ -139,7 +184,25 @@ impl Jobs {
     }
 
     pub(super) fn insert(&mut self, record: JobRecord) {
+        *self.by_payer.entry(purse(&record.payer)).or_default() += 1;
+        self.prompt_bytes += record.prompt_bytes;
         self.open.insert(record.job.id, record);
+    }
+
+    /// Open jobs of one payer; with the demo key, of one subscriber.
+    pub(super) fn open_of(&self, payer: &Payer) -> usize {
+        self.by_payer.get(&purse(payer)).copied().unwrap_or_default()
+    }
+
+    pub(super) const fn prompt_bytes(&self) -> Bytes {
+        self.prompt_bytes
+    }
+
+    /// Jobs of the demo key that wait for `model`: at most as many as the queue is long.
+    pub(super) fn demo_queued(&self, model: &ModelId) -> usize {
+        let is_demo =
+            |job: &&JobId| self.open.get(job).is_some_and(|record| matches!(record.payer, Payer::Demo(_)));
+        self.queues.get(model).into_iter().flatten().filter(is_demo).count()
     }
 
     pub(super) fn get_mut(&mut self, job: JobId) -> Option<&mut JobRecord> {
@@ -149,6 +212,14 @@ impl Jobs {
     pub(super) fn remove(&mut self, job: JobId) -> Option<JobRecord> {
         let record = self.open.remove(&job)?;
         self.unqueue(&record.job.model, job);
+        self.prompt_bytes = self.prompt_bytes.saturating_sub(record.prompt_bytes);
+        let purse = purse(&record.payer);
+        if let Some(open) = self.by_payer.get_mut(&purse) {
+            *open -= 1;
+            if *open == 0 {
+                self.by_payer.remove(&purse);
+            }
+        }
         Some(record)
     }
 
@@ -205,27 +276,31 @@ impl Run {
     /// more than was asked for.
     #[must_use]
     pub(super) fn take(&mut self, chunk: &Chunk, bounds: Bounds) -> bool {
-        let bytes =
-            self.delivered_bytes + (chunk.content.as_str().len() + chunk.reasoning.as_str().len()) as u64;
+        let calls: usize = chunk.tool_calls.iter().map(ToolCall::text_bytes).sum();
+        let text = chunk.content.as_str().len() + chunk.reasoning.as_str().len() + calls;
+        let bytes = self.delivered_bytes + text as u64;
         let logprobs = self.logprobs + chunk.logprobs.len() as u64;
+        let tool_calls = self.tool_calls + chunk.tool_calls.len() as u64;
         let delivered = self.delivered + chunk.tokens;
         let is_honest = self.prompt.is_some()
             && chunk.seq == self.next_seq
             && delivered <= bounds.tokens
             && bytes <= (bounds.tokens.get() + 1).saturating_mul(TEXT_BYTES_PER_TOKEN_MAX)
             && logprobs <= delivered.get()
+            && tool_calls <= if bounds.has_tools { delivered.get() } else { 0 }
             && chunk.logprobs.iter().all(|token| bounds.allow(token));
         if is_honest {
             self.next_seq += 1;
-            (self.delivered, self.delivered_bytes, self.logprobs) = (delivered, bytes, logprobs);
+            self.digest.take(Part::Content, chunk.content.as_str());
+            self.digest.take(Part::Reasoning, chunk.reasoning.as_str());
+            for call in &chunk.tool_calls {
+                self.digest.take(Part::ToolCall, call.name.as_str());
+                self.digest.take(Part::ToolCall, call.arguments.as_str());
+            }
+            (self.delivered, self.delivered_bytes) = (delivered, bytes);
+            (self.logprobs, self.tool_calls) = (logprobs, tool_calls);
         }
         is_honest
-    }
-
-    /// The usage of an attempt that ends here.
-    pub(super) fn so_far(&self) -> Usage {
-        let prompt = self.prompt.unwrap_or_default();
-        Usage { prompt, completion: self.delivered, reasoning: TokenCount::ZERO }
     }
 }
 
@@ -238,14 +313,10 @@ impl JobRecord {
     ) -> Self {
         let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
             submission;
-        let prompt_bound = messages
-            .iter()
-            .map(|message| {
-                let name = message.name.as_ref().map_or(0, |name| name.as_str().len());
-                TokenCount::new((message.content.as_str().len() + name) as u64)
-                    + TokenCount::new(TEMPLATE_TOKENS_PER_MESSAGE)
-            })
-            .sum();
+        let prompt_bound = TokenCount::new(
+            messages.iter().map(tokens_of_message).sum::<u64>()
+                + tokens_of_tools(&tools, &chat_template_kwargs),
+        );
         Self {
             job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },
             spec,
@@ -254,6 +325,7 @@ impl JobRecord {
             preferred,
             price_per_1k,
             prompt_bound,
+            prompt_bytes: Bytes::new(prompt_bound.get()),
             tried: Vec::new(),
             attempts: None,
             phase: Phase::Holding { abandoned: false },
@@ -270,21 +342,51 @@ impl JobRecord {
         pricing::charge(self.price_per_1k, self.worst_case())
     }
 
-    /// What the job asks of a provider. The coordinator keeps the queue: a provider is given only what it runs at once.
+    /// What the job asks of a provider.
     pub(super) fn wish(&self) -> Wish<'_> {
-        let context = self.worst_case().min(self.spec.context());
-        Wish {
-            prompt: self.prompt_bound,
-            answer: self.job.params.max_tokens,
-            weights: self.spec.weight_bytes(),
-            memory: memory::needs(self.spec, None, Workload { context, slots: 1 }).total(),
-            unmeasured: self.spec.expected_speed(),
-            queue_max: 0,
-            reputation_min: Permille::ZERO,
-            preferred: self.preferred,
-            client_wallet: None,
-            tried: &self.tried,
+        let wish = wish_for(self.spec, self.prompt_bound, self.job.params.max_tokens);
+        Wish { preferred: self.preferred, client_wallet: self.client_wallet(), tried: &self.tried, ..wish }
+    }
+
+    /// Whence the money comes: keys are credited by the operator, so no wallet is known yet.
+    pub(super) const fn client_wallet(&self) -> Option<WalletAddress> {
+        None
+    }
+
+    /// Tokens that a model may write without anything to show for them, because the user asked so: a stop text is not
+    /// part of the answer, and who weights tokens by their ids can ask for some that spell nothing.
+    pub(super) fn unseen(&self) -> TokenCount {
+        let params = &self.job.params;
+        if !params.sampling.logit_bias.is_empty() {
+            return params.max_tokens;
         }
+        let longest = params.stop.iter().map(|stop| stop.as_str().len()).max().unwrap_or(0);
+        TokenCount::new(longest as u64)
+    }
+
+    /// What the prompt is known by while the process lives.
+    pub(super) fn prompt_hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for message in &self.job.messages {
+            message.role.hash(&mut hasher);
+            message.content.hash(&mut hasher);
+            message.name.hash(&mut hasher);
+            for call in &message.tool_calls {
+                call.arguments.hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
+
+    /// Whether the user has heard anything of the answer that runs.
+    pub(super) fn spoke(&self) -> bool {
+        matches!(&self.phase, Phase::Running(run) if !run.digest.is_empty() || run.logprobs > 0)
+    }
+
+    /// The usage of an attempt that ends here: of what it claims, as much as what was delivered can hold.
+    pub(super) fn so_far(&self, run: &Run) -> Usage {
+        let completion = run.delivered.min(run.digest.tokens_max() + self.unseen());
+        Usage { prompt: run.prompt.unwrap_or_default(), completion, reasoning: TokenCount::ZERO }
     }
 
     /// The attempt that runs now, if `provider` and `attempt` are it.
@@ -302,23 +404,33 @@ impl JobRecord {
 
     /// How much an answer to this job can be.
     pub(super) fn bounds(&self) -> Bounds {
-        Bounds { tokens: self.job.params.max_tokens, alternatives: self.job.params.sampling.top_logprobs }
+        Bounds {
+            tokens: self.job.params.max_tokens,
+            alternatives: self.job.params.sampling.top_logprobs,
+            has_tools: !self.job.tools.is_empty(),
+        }
     }
 
     /// The checkpoint that is due now, if one is.
     pub(super) fn checkpoint(&mut self, now: Timestamp) -> Option<SettleOrder> {
         let Phase::Running(run) = &mut self.phase else { return None };
         let fresh = run.delivered.saturating_sub(run.checkpoint.delivered).get();
-        if fresh < CHECKPOINT_TOKENS && now.since(run.checkpoint.at) < CHECKPOINT_EVERY {
+        let is_due = fresh >= CHECKPOINT_TOKENS || now.since(run.checkpoint.at) >= CHECKPOINT_EVERY;
+        if !is_due || run.digest.is_empty() {
             return None;
         }
         run.checkpoint = Checkpoint { at: now, delivered: run.delivered };
         let Phase::Running(run) = &self.phase else { return None };
-        Some(self.settle(run, run.so_far()).0)
+        Some(self.settle(run, self.so_far(run), Verdict::Unrewarded(Unrewarded::Unjudged)).0)
     }
 
-    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered, and so by the hold.
-    pub(super) fn settle(&self, run: &Run, claim: Usage) -> (SettleOrder, XRam) {
+    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered, and so by the hold. An
+    /// answer without a word costs nothing.
+    pub(super) fn settle(&self, run: &Run, claim: Usage, verdict: Verdict) -> (SettleOrder, XRam) {
+        let claim = match verdict {
+            Verdict::Unrewarded(Unrewarded::Empty) => Usage::default(),
+            _ => claim,
+        };
         let completion = claim.completion.min(run.delivered).min(self.job.params.max_tokens);
         let usage = Usage {
             prompt: claim.prompt.min(self.prompt_bound),
@@ -327,13 +439,45 @@ impl JobRecord {
         };
         let charge = pricing::charge(self.price_per_1k, usage.prompt + usage.completion)
             .expect("tokens are at most the worst case, whose price was held");
-        let order =
-            SettleOrder { job: self.job.id, attempt: run.attempt, provider: run.provider, usage, charge };
+        let order = SettleOrder {
+            job: self.job.id,
+            attempt: run.attempt,
+            provider: run.provider,
+            usage,
+            charge,
+            verdict,
+        };
         (order, charge)
     }
 
     /// What the user is told of the money.
     pub(super) fn receipt(&self, charge: XRam, remaining: Option<XRam>) -> Receipt {
         Receipt { charge, price_per_1k: self.price_per_1k, remaining }
+    }
+}
+
+/// What a job of `spec`'s model with so long a prompt and answer asks of a provider. The coordinator keeps the queue: a
+/// provider is given only what it runs at once.
+pub(super) fn wish_for(spec: &ModelSpec, prompt: TokenCount, answer: TokenCount) -> Wish<'static> {
+    let context = (prompt + answer).min(spec.context());
+    Wish {
+        prompt,
+        answer,
+        weights: spec.weight_bytes(),
+        memory: memory::needs(spec, None, Workload { context, slots: 1 }).total(),
+        unmeasured: spec.expected_speed(),
+        queue_max: 0,
+        reputation_min: reputation::FLOOR,
+        preferred: None,
+        client_wallet: None,
+        tried: &[],
+    }
+}
+
+/// A payer as jobs are counted by it.
+fn purse(payer: &Payer) -> Payer {
+    match payer {
+        Payer::Demo(address) => Payer::Demo(subscriber(*address)),
+        Payer::Key(id) => Payer::Key(id.clone()),
     }
 }

@@ -4,14 +4,18 @@
 //! The shells ([`crate::run`], [`crate::ws`], [`crate::http`], [`crate::store`]) do nothing but carry the two. That is
 //! what lets the tests in `sim` play a network's worst night in a second.
 //!
-//! Start at [`Coordinator::handle`]. Nodes live in `registry`, jobs in `jobs`; this file is what connects them.
+//! Start at [`Coordinator::handle`]. Nodes live in `registry`, jobs in `jobs`; what nodes are believed is decided in
+//! `trust`; this file is what connects them.
 
 mod budget;
 mod event;
 mod jobs;
+mod operator;
 mod registry;
 #[cfg(test)]
 mod sim;
+mod standing;
+mod trust;
 mod view;
 
 use std::time::Duration;
@@ -19,27 +23,29 @@ use std::time::Duration;
 use ram_chain::pricing::{self, Multiplier};
 use ram_core::catalog;
 use ram_core::id::{Attempt, JobId, ModelId, ProviderId};
-use ram_core::job::{Failure, FinishReason, Outcome, Retry, Usage};
+use ram_core::job::{Failure, Outcome, Retry, Usage};
 use ram_core::provider::ModelState;
+use ram_core::reputation::Deed;
 use ram_core::route::{self, Candidate};
-use ram_core::units::{Permille, Timestamp, TokenCount, XRam};
+use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
+use ram_core::validate::{Digest, Verdict};
 use ram_proto::control::{Chunk, HEARTBEAT_MS, Register, RejectReason, ToCoordinator, ToProvider};
 
 use budget::DemoBudget;
 use jobs::{Checkpoint, End, JobRecord, Jobs, Phase, Run};
 use registry::{Admission, Registry};
+use standing::Standings;
 
 pub use event::{
-    ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Submission,
-    TICK,
+    ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Standing,
+    Submission, TICK,
 };
+pub use operator::Census;
 
 /// Longest time that a provider may take to read a prompt.
 const READING_MAX: Duration = Duration::from_secs(600);
 /// Longest time between two ticks of a process that is awake.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Jobs that a provider may fail in a row, by its own fault, before it gets no more.
-const STRIKES_MAX: u32 = 3;
 /// How often the price follows the network's utilisation.
 const PRICE_STEP: Duration = Duration::from_secs(60);
 
@@ -61,8 +67,16 @@ pub struct Limits {
     pub providers: usize,
     /// Open jobs at once: each holds its prompt.
     pub jobs: usize,
+    /// Bytes of the prompts of all open jobs: a full house of longest prompts would else be 16 GiB.
+    pub prompt_bytes: Bytes,
+    /// Open jobs of one key: an application with many users behind it, and never all of [`jobs`](Self::jobs).
+    pub jobs_per_key: usize,
+    /// Open jobs of one address with the demo key, each answer of a request being one: two requests of the most answers.
+    pub jobs_per_address: usize,
     /// Jobs that wait for one model.
     pub queue_per_model: usize,
+    /// Share of a model's queue that jobs of the demo key may take, so that they never crowd paying users out.
+    pub demo_queue_share: Permille,
     /// How long a job waits for a provider.
     pub queue_wait: Duration,
     /// Providers that may try one job.
@@ -84,7 +98,11 @@ impl Default for Limits {
         Self {
             providers: 10_000,
             jobs: 4096,
+            prompt_bytes: Bytes::from_gib(1),
+            jobs_per_key: 256,
+            jobs_per_address: 16,
             queue_per_model: 256,
+            demo_queue_share: Permille::new(500),
             queue_wait: Duration::from_secs(30),
             attempts: 3,
             first_token: Duration::from_secs(30),
@@ -102,6 +120,7 @@ pub struct Coordinator {
     config: StateConfig,
     registry: Registry,
     jobs: Jobs,
+    standings: Standings,
     demo: DemoBudget,
     multiplier: Multiplier,
     priced_at: Timestamp,
@@ -129,6 +148,7 @@ impl Coordinator {
             config,
             registry: Registry::default(),
             jobs: Jobs::default(),
+            standings: Standings::default(),
             demo,
             multiplier: Multiplier::default(),
             priced_at: Timestamp::ZERO,
@@ -158,8 +178,15 @@ impl Coordinator {
             Event::Held { job, result } => self.held(job, result, now, effects),
             Event::Settled { job, remaining } => self.settled(job, remaining, effects),
             Event::Abandon { job } => self.abandon(job, now, effects),
+            Event::Remembered(standings) => self.standings.remember(standings, now),
             Event::Tick => self.tick(now, effects),
-            Event::Drain => self.drain(effects),
+            Event::Drain => self.drain(now, effects),
+            Event::Resume => self.resume(),
+            Event::Dismiss => self.dismiss(effects),
+            Event::DrainProvider { provider, draining } => {
+                self.drain_provider(provider, draining);
+                self.serve_waiting(now, effects);
+            }
         }
     }
 
@@ -255,11 +282,16 @@ impl Coordinator {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
+        let mut vanished = false;
         for job in jobs {
             let runs_there = |record: &mut JobRecord| record.runs_on(provider);
             if self.jobs.get_mut(job).is_some_and(runs_there) {
+                vanished = true;
                 self.attempt_failed(job, Failure::ProviderLost, None, now, effects);
             }
+        }
+        if vanished {
+            self.standings.note(provider, Deed::Failed, now); // once, with however many jobs
         }
     }
 
@@ -297,7 +329,7 @@ impl Coordinator {
         }
         if !run.take(&chunk, bounds) {
             effects.extend(self.cancel(provider, job, attempt));
-            self.strike(provider);
+            self.strike(provider, now);
             return self.attempt_failed(job, Failure::Internal, None, now, effects);
         }
         let Chunk { tokens, content, reasoning, tool_calls, logprobs, .. } = chunk;
@@ -334,47 +366,13 @@ impl Coordinator {
                     // Nobody cancelled the attempt that runs: then the provider did, for reasons of its own.
                     let failure = if failure == Failure::Cancelled { Failure::Internal } else { failure };
                     if failure == Failure::Internal {
-                        self.strike(provider);
+                        self.strike(provider, now);
                     }
                     self.attempt_failed(job, failure, None, now, effects);
                 }
             }
         }
         self.serve_waiting(now, effects);
-    }
-}
-
-/// What providers are believed.
-impl Coordinator {
-    /// A provider says that an answer is whole: true only of a prompt that it has counted, and for no more than that.
-    fn done(
-        &mut self,
-        provider: ProviderId,
-        job: JobId,
-        finish: FinishReason,
-        usage: Usage,
-        now: Timestamp,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(record) = self.jobs.get_mut(job) else { return };
-        let Phase::Running(Run { prompt, .. }) = &record.phase else { return };
-        let Some(counted) = *prompt else {
-            self.strike(provider);
-            return self.attempt_failed(job, Failure::Internal, None, now, effects);
-        };
-        if let Some(node) = self.registry.node_mut(provider) {
-            node.strikes = 0;
-        }
-        let usage = Usage { prompt: usage.prompt.min(counted), ..usage };
-        self.settle(job, usage, End::Whole { finish, usage }, effects);
-    }
-
-    /// A provider failed a job by its own fault. One that does nothing else gets no more until it comes back.
-    fn strike(&mut self, provider: ProviderId) {
-        if let Some(node) = self.registry.node_mut(provider) {
-            node.strikes += 1;
-            node.draining |= node.strikes >= STRIKES_MAX;
-        }
     }
 }
 
@@ -390,7 +388,6 @@ impl Coordinator {
 
     /// Takes a job in, or says why not; the order is for what it costs at worst.
     fn admit(&mut self, submission: Submission, now: Timestamp) -> Result<HoldOrder, JobError> {
-        let limits = self.config.limits;
         let asked = submission.model.clone();
         if self.draining {
             return Err(JobError::Draining);
@@ -400,11 +397,9 @@ impl Coordinator {
         if self.registry.offering(&model).next().is_none() {
             return Err(JobError::NoCapacity(asked));
         }
-        if self.jobs.len() >= limits.jobs || self.jobs.queued(&model) >= limits.queue_per_model {
-            return Err(JobError::QueueFull(asked));
-        }
         let price = pricing::price_per_1k(spec.rate(), self.multiplier);
         let record = JobRecord::new(submission, spec, price, now);
+        self.check_room(&record, asked)?;
         let amount = record.hold().ok_or(JobError::Hold(HoldError::Unavailable))?;
         if let Payer::Demo(address) = record.payer
             && !self.demo.take(address, record.worst_case(), now)
@@ -414,6 +409,25 @@ impl Coordinator {
         let order = HoldOrder { job: record.job.id, payer: record.payer.clone(), amount, model };
         self.jobs.insert(record);
         Ok(order)
+    }
+
+    /// Whether there is room for one more job: of this payer, for this model, and at all.
+    fn check_room(&self, record: &JobRecord, asked: ModelId) -> Result<(), JobError> {
+        let (limits, model) = (self.config.limits, &record.job.model);
+        let (is_demo, most) = match record.payer {
+            Payer::Demo(_) => (true, limits.jobs_per_address),
+            Payer::Key(_) => (false, limits.jobs_per_key),
+        };
+        if self.jobs.open_of(&record.payer) >= most {
+            return Err(JobError::TooManyOpen { most });
+        }
+        let prompts = self.jobs.prompt_bytes() + record.prompt_bytes;
+        let share = limits.queue_per_model.saturating_mul(limits.demo_queue_share.get() as usize) / 1000;
+        let is_full = self.jobs.len() >= limits.jobs
+            || self.jobs.queued(model) >= limits.queue_per_model
+            || prompts > limits.prompt_bytes
+            || (is_demo && self.jobs.demo_queued(model) >= share);
+        if is_full { Err(JobError::QueueFull(asked)) } else { Ok(()) }
     }
 
     fn held(&mut self, job: JobId, result: Result<(), HoldError>, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -480,7 +494,9 @@ impl Coordinator {
         let candidates: Vec<Candidate<'_>> = self
             .registry
             .offering(&record.job.model)
-            .map(|(provider, node)| node.candidate(provider, &record.job.model))
+            .map(|(provider, node)| {
+                node.candidate(provider, &record.job.model, self.standings.of(provider, now), now)
+            })
             .collect();
         let wish = record.wish();
         let Some(provider) = route::choose(&candidates, &wish).chosen else { return };
@@ -493,12 +509,15 @@ impl Coordinator {
         record.phase = Phase::Running(Run {
             provider,
             attempt,
+            sent_at: now,
             deadline: now.after(patience),
             prompt: None,
             next_seq: 0,
             delivered: TokenCount::ZERO,
             delivered_bytes: 0,
+            digest: Digest::new(),
             logprobs: 0,
+            tool_calls: 0,
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
@@ -534,10 +553,10 @@ impl Coordinator {
         let limits = self.config.limits;
         let Some(record) = self.jobs.get_mut(job) else { return };
         let Phase::Running(run) = &record.phase else { return };
-        if run.next_seq > 0 {
-            let usage = run.so_far();
+        if record.spoke() {
+            let usage = record.so_far(run);
             let end = end.unwrap_or(End::Cut { error: JobError::Provider { failure } });
-            return self.settle(job, usage, end, effects);
+            return self.settle(job, usage, end, now, effects);
         }
         if end.is_some() {
             return self.void(job, None, effects);
@@ -560,11 +579,15 @@ impl Coordinator {
         Some(send(node.conn, ToProvider::Cancel { job, attempt }))
     }
 
-    /// Pays for what was delivered; the user hears the end when the store has answered.
-    fn settle(&mut self, job: JobId, claim: Usage, end: End, effects: &mut Vec<Effect>) {
+    /// Pays for what was delivered, if that is what it says it is; the user hears the end when the store has answered.
+    fn settle(&mut self, job: JobId, claim: Usage, end: End, now: Timestamp, effects: &mut Vec<Effect>) {
+        let verdict = self.verdict(job, claim, &end, now);
         let Some(record) = self.jobs.get_mut(job) else { return };
         let Phase::Running(run) = &record.phase else { return };
-        let (order, charge) = record.settle(run, claim);
+        let (order, charge) = record.settle(run, claim, verdict);
+        if let Verdict::Refused(_) = verdict {
+            return self.refuse_result(order, end, now, effects);
+        }
         let used = order.usage.prompt + order.usage.completion;
         let end = match end {
             End::Whole { finish, .. } => End::Whole { finish, usage: order.usage },
@@ -573,7 +596,10 @@ impl Coordinator {
         if let Payer::Demo(address) = record.payer {
             self.demo.give_back(address, record.worst_case().saturating_sub(used), record.admitted_at);
         }
-        record.phase = Phase::Settling { end, charge };
+        self.credit(order.provider, verdict, &end, now);
+        if let Some(record) = self.jobs.get_mut(job) {
+            record.phase = Phase::Settling { end, charge };
+        }
         self.totals.tokens += used;
         effects.push(Effect::Settle(order));
     }
@@ -622,6 +648,7 @@ impl Coordinator {
             self.priced_at = now;
             self.multiplier = self.multiplier.step(self.utilisation());
         }
+        self.note_standings(now, effects);
         self.serve_waiting(now, effects);
     }
 
@@ -646,15 +673,16 @@ impl Coordinator {
             Phase::Running(run) => {
                 let (provider, attempt) = (run.provider, run.attempt);
                 effects.extend(self.cancel(provider, job, attempt));
-                self.strike(provider);
+                self.strike(provider, now);
                 self.attempt_failed(job, Failure::TimedOut, None, now, effects);
             }
             Phase::Holding { .. } | Phase::Settling { .. } => {}
         }
     }
 
-    fn drain(&mut self, effects: &mut Vec<Effect>) {
+    fn drain(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         self.draining = true;
+        self.note_standings(now, effects);
         for model in self.jobs.waiting_models() {
             for job in self.jobs.waiting(&model) {
                 self.void(job, Some(JobError::Draining), effects);

@@ -18,6 +18,7 @@ use ram_core::id::{Epoch, JobId, ModelId, ProviderId};
 use ram_core::provider::{Hardware, Load, ModelOffer, OFFERS_MAX, ProviderSpec};
 use ram_core::route::Candidate;
 use ram_core::units::{Bytes, Permille, Timestamp};
+use ram_core::validate::Recent;
 use ram_crypto::statement::{Expected, Statement, StatementError};
 use ram_proto::control::{
     Capabilities, Capability, HEARTBEAT_LOST_MS, NodeStatement, Nonce, Register, RejectReason,
@@ -29,6 +30,8 @@ use super::event::ConnId;
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// A statement may be valid for this long at most, so that a stolen one dies; nonces make it useless anyway.
 const STATEMENT_VALID_MAX: Duration = Duration::from_secs(600);
+/// How long a node rests that has failed too many jobs in a row: then one job shows whether it has been mended.
+const REST: Duration = Duration::from_secs(600);
 /// Most jobs that a node may run at once, whatever it says: as many as `ram-provider` lets an operator set.
 const SLOTS_MAX: u16 = 256;
 /// Longest text in a node's description of its hardware, in bytes.
@@ -60,8 +63,11 @@ pub(super) struct Node {
     pub(super) since: Timestamp,
     pub(super) last_word: Timestamp,
     pub(super) draining: bool,
-    /// Jobs in a row that it failed by its own fault.
+    /// Jobs in a row that it failed by its own fault, and when it failed the last one.
     pub(super) strikes: u32,
+    pub(super) struck_at: Timestamp,
+    /// Its last long answers.
+    pub(super) recent: Recent,
     /// Jobs that we gave it and that have not ended, whatever its last heartbeat said.
     pub(super) running: BTreeSet<JobId>,
 }
@@ -143,6 +149,8 @@ impl Registry {
             last_word: now,
             draining: false,
             strikes: 0,
+            struck_at: now,
+            recent: Recent::default(),
             running: BTreeSet::new(),
         };
         self.nodes.insert(provider, node);
@@ -184,6 +192,11 @@ impl Registry {
 
     pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = (ProviderId, &Node)> {
         self.nodes.iter().map(|(&provider, node)| (provider, node))
+    }
+
+    /// Sockets that have not registered yet.
+    pub(super) fn unregistered(&self) -> usize {
+        self.sockets.len().saturating_sub(self.nodes.len())
     }
 
     /// Nodes that offer `model`, in order of their ids.
@@ -259,15 +272,23 @@ impl Node {
     }
 
     /// This node, as a choice for a job with `model` sees it.
-    pub(super) fn candidate<'a>(&'a self, provider: ProviderId, model: &ModelId) -> Candidate<'a> {
+    pub(super) fn candidate<'a>(
+        &'a self,
+        provider: ProviderId,
+        model: &ModelId,
+        reputation: Permille,
+        now: Timestamp,
+    ) -> Candidate<'a> {
+        let has_rested = now.since(self.struck_at) >= REST;
         Candidate {
             provider,
             wallet: self.spec.wallet,
             offer: self.offer(model),
             load: self.load_now(),
             in_flight: count(&self.running),
-            reputation: Permille::ONE,
+            reputation,
             draining: self.draining,
+            strikes: if has_rested { 0 } else { self.strikes },
         }
     }
 

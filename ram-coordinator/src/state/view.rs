@@ -2,24 +2,86 @@
 
 use std::collections::BTreeMap;
 
+use ram_core::catalog;
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::provider::ModelState;
-use ram_proto::rest::{ModelStats, NetworkStats, ProviderList, ProviderView};
+use ram_core::route;
+use ram_core::units::{Timestamp, TokenCount};
+use ram_proto::rest::{ModelExplanation, ModelStats, NetworkStats, ProviderList, ProviderView};
 
 use super::Coordinator;
+use super::jobs::wish_for;
 use super::registry::Node;
+
+/// Tokens of a usual request, for which a provider is explained: a page of prompt, and half of one as the answer.
+const USUAL_PROMPT: TokenCount = TokenCount::new(512);
+const USUAL_ANSWER: TokenCount = TokenCount::new(256);
 
 impl Coordinator {
     /// The providers that are here.
     #[must_use]
     pub fn providers(&self) -> ProviderList {
-        ProviderList { providers: self.registry.nodes().map(|(id, node)| view(id, node)).collect() }
+        ProviderList { providers: self.registry.nodes().map(|(id, node)| self.view(id, node)).collect() }
     }
 
     /// One provider, if it is here.
     #[must_use]
     pub fn provider(&self, id: ProviderId) -> Option<ProviderView> {
-        self.registry.node(id).map(|node| view(id, node))
+        self.registry.node(id).map(|node| self.view(id, node))
+    }
+
+    /// One provider, if it is here, and for each model that it offers whether a usual request would reach it now. The
+    /// reasons are those of the dispatcher, which answers the same question here.
+    #[must_use]
+    pub fn explain(&self, id: ProviderId, now: Timestamp) -> Option<ProviderView> {
+        let node = self.registry.node(id)?;
+        let explain = node.spec.offers.iter().map(|offer| self.explain_model(id, node, &offer.model, now));
+        Some(ProviderView {
+            reputation: self.standings.of(id, now),
+            silent_seconds: Some(now.since(node.last_word).as_secs()),
+            explain: Some(explain.collect()),
+            ..self.view(id, node)
+        })
+    }
+
+    fn explain_model(
+        &self,
+        id: ProviderId,
+        node: &Node,
+        model: &ModelId,
+        now: Timestamp,
+    ) -> ModelExplanation {
+        let refusal = match catalog::resolve(model.as_str()) {
+            None => Err("the network's catalogue does not know this model".to_owned()),
+            Some(_) if self.draining => Err("the coordinator is shutting down".to_owned()),
+            Some(spec) => {
+                let candidate = node.candidate(id, model, self.standings.of(id, now), now);
+                Ok(route::examine(&candidate, &wish_for(spec, USUAL_PROMPT, USUAL_ANSWER)).err())
+            }
+        };
+        let (refusal, why) = match refusal {
+            Ok(refusal) => (refusal, refusal.map(|refusal| refusal.to_string())),
+            Err(why) => (None, Some(why)),
+        };
+        let queued = self.jobs.queued(model) as u64;
+        ModelExplanation { model: model.clone(), would_serve: why.is_none(), refusal, why, queued }
+    }
+
+    fn view(&self, id: ProviderId, node: &Node) -> ProviderView {
+        ProviderView {
+            id,
+            name: node.spec.name.clone(),
+            version: node.spec.version.clone(),
+            hardware: node.spec.hardware.clone(),
+            memory_cap: node.spec.memory_cap,
+            models: node.spec.offers.clone(),
+            load: node.load_now(),
+            online_since: node.since,
+            draining: node.draining,
+            reputation: self.standings.of(id, self.ticked_at),
+            silent_seconds: None,
+            explain: None,
+        }
     }
 
     /// Models that at least one provider has in memory, by full id.
@@ -62,19 +124,5 @@ impl Coordinator {
             }
         }
         models.into_values().collect()
-    }
-}
-
-fn view(id: ProviderId, node: &Node) -> ProviderView {
-    ProviderView {
-        id,
-        name: node.spec.name.clone(),
-        version: node.spec.version.clone(),
-        hardware: node.spec.hardware.clone(),
-        memory_cap: node.spec.memory_cap,
-        models: node.spec.offers.clone(),
-        load: node.load_now(),
-        online_since: node.since,
-        draining: node.draining,
     }
 }

@@ -1,7 +1,7 @@
 //! Money, keys and jobs, kept: the seam [`Store`], and what passes through it.
 //!
 //! One job takes one hold and resolves it once, by a settle or by a void. Every event is one double-entry
-//! [`Entry`] whose postings sum to zero; a store that grows beyond one machine keeps the same tables (`schema.sql`).
+//! [`Entry`] whose postings sum to zero; a store that grows beyond one machine keeps the same tables (`migrations`).
 
 pub mod sqlite;
 
@@ -14,7 +14,7 @@ use ram_core::id::JobId;
 use ram_core::units::{Timestamp, XRam};
 
 use crate::keys::{KeyHash, KeyRecord};
-use crate::state::{HoldError, HoldOrder, SettleOrder};
+use crate::state::{HoldError, HoldOrder, SettleOrder, Standing};
 
 /// What a store will say. The work is queued when the method is called, in the order of the calls; awaiting only waits.
 pub type Answer<T, E = StoreError> = BoxFuture<'static, Result<T, E>>;
@@ -30,6 +30,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Pays for a job and releases the rest of its hold, in one transaction. A claim that comes late or twice is
     /// recorded and paid nothing.
     fn settle(&self, order: SettleOrder, at: Timestamp) -> Answer<Settled>;
+
+    /// Notes a result that nobody pays for. The hold stays as it is.
+    fn refuse(&self, order: SettleOrder, at: Timestamp) -> Answer<()>;
 
     /// Releases a hold whole. Does nothing when it is not open.
     fn void(&self, job: JobId, at: Timestamp) -> Answer<()>;
@@ -56,6 +59,12 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
 
     /// Refuses a key from `at` on, or says that there is none of this id.
     fn revoke_key(&self, id: KeyId, at: Timestamp) -> Answer<Option<KeyRecord>>;
+
+    /// Notes what is thought of nodes, over what was noted of them before.
+    fn note_standings(&self, standings: Vec<Standing>) -> Answer<()>;
+
+    /// What is thought of nodes. What was noted before `since` says nothing any more, and is forgotten.
+    fn standings(&self, since: Timestamp) -> Answer<Vec<Standing>>;
 
     /// The entries of a job, oldest first.
     fn entries_of(&self, job: JobId) -> Answer<Vec<Entry>>;

@@ -21,10 +21,12 @@ use tokio::sync::oneshot;
 
 use super::{Answer, Audit, Credit, Lease, Settled, Store, StoreError};
 use crate::keys::{KeyHash, KeyRecord};
-use crate::state::{HoldError, HoldOrder, SettleOrder};
+use crate::state::{HoldError, HoldOrder, SettleOrder, Standing};
 
-/// How the tables came to be: the migration at index n brings a database from version n to n + 1.
-const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+/// How the tables came to be: the migration at index n brings a database from version n to n + 1, in a transaction of
+/// its own. What has been released is never changed; `migrations/README.md` says how one is added.
+const MIGRATIONS: [&str; 2] =
+    [include_str!("migrations/0001-ledger.sql"), include_str!("migrations/0002-reputation.sql")];
 /// Most work in one transaction: bounds how long the first of it waits for the rest.
 const BATCH_MAX: usize = 512;
 /// How long to wait for another process, such as `keys create`, to finish writing.
@@ -112,6 +114,10 @@ impl Store for SqliteStore {
         self.call(move |db| ledger::settle(db, &order, FeeSplit::default(), at))
     }
 
+    fn refuse(&self, order: SettleOrder, at: Timestamp) -> Answer<()> {
+        self.call(move |db| ledger::refuse(db, &order, at))
+    }
+
     fn void(&self, job: JobId, at: Timestamp) -> Answer<()> {
         self.call(move |db| ledger::void(db, job, at))
     }
@@ -142,6 +148,14 @@ impl Store for SqliteStore {
 
     fn revoke_key(&self, id: KeyId, at: Timestamp) -> Answer<Option<KeyRecord>> {
         self.call(move |db| ledger::revoke_key(db, &id, at))
+    }
+
+    fn note_standings(&self, standings: Vec<Standing>) -> Answer<()> {
+        self.call(move |db| ledger::note_standings(db, &standings))
+    }
+
+    fn standings(&self, since: Timestamp) -> Answer<Vec<Standing>> {
+        self.call(move |db| ledger::standings(db, since))
     }
 
     fn entries_of(&self, job: JobId) -> Answer<Vec<Entry>> {
@@ -213,18 +227,21 @@ fn prepare(connection: &Connection) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Brings a database up to date, one version at a time. The version is read within each transaction: another process
+/// may have done the same meanwhile.
 fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let found: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
-    if found > known {
-        return Err(StoreError::Newer { found, known });
-    }
-    for migration in MIGRATIONS.into_iter().skip(found as usize) {
+    loop {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let found: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > known {
+            return Err(StoreError::Newer { found, known });
+        }
+        let Some(migration) = MIGRATIONS.get(found as usize) else { return Ok(()) };
         transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", found + 1)?;
+        transaction.commit()?;
     }
-    transaction.pragma_update(None, "user_version", known)?;
-    Ok(transaction.commit()?)
 }
 
 /// Makes the folder and the file, where they are missing, so that their owner alone can read them.
@@ -254,7 +271,9 @@ mod tests {
     use ram_chain::account::{self, EntryKind, Ledger, LedgerError, Reference};
     use ram_core::id::{Attempt, NodeKey, ProviderId};
     use ram_core::job::Usage;
+    use ram_core::reputation::Reputation;
     use ram_core::units::TokenCount;
+    use ram_core::validate::{Refused, Verdict};
 
     const LEASE: Lease = Lease { at: Timestamp::from_millis(1000), until: Timestamp::from_millis(2000) };
 
@@ -297,7 +316,8 @@ mod tests {
     fn claim(number: u8, try_: u8, by: u8, charge: u128) -> SettleOrder {
         let usage = Usage { prompt: TokenCount::new(3), completion: TokenCount::new(5), ..Usage::default() };
         let (attempt, provider) = (attempt(try_), provider(by));
-        SettleOrder { job: job(number), attempt, provider, usage, charge: units(charge) }
+        let verdict = Verdict::Good;
+        SettleOrder { job: job(number), attempt, provider, usage, charge: units(charge), verdict }
     }
 
     /// A store in which keys 1 to 3 have `amount` each.
@@ -456,7 +476,7 @@ mod tests {
         let path = folder.path().join("ledger.db");
         drop(SqliteStore::open(&path).unwrap());
         Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(SqliteStore::open(&path), Err(StoreError::Newer { found: 99, known: 1 })));
+        assert!(matches!(SqliteStore::open(&path), Err(StoreError::Newer { found: 99, known: 2 })));
         let garbage = folder.path().join("garbage.db");
         fs::write(
             &garbage,
@@ -464,6 +484,90 @@ mod tests {
         )
         .unwrap();
         assert!(matches!(SqliteStore::open(&garbage), Err(StoreError::Failed(_))));
+    }
+
+    /// A database as an older version wrote it, in a folder that goes with the test.
+    fn older(dump: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        Connection::open(&path).unwrap().execute_batch(dump).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn an_older_database_is_brought_up_to_date_without_loss() {
+        let (_folder, path) = older(include_str!("fixtures/version-1.sql"));
+        let rows = |db: &Connection, sql: &str| db.query_row(sql, (), |row| row.get::<_, u32>(0)).unwrap();
+        let count = |db: &Connection| {
+            ["keys", "jobs", "holds", "checkpoints", "results", "entries", "postings", "balances"]
+                .map(|table| rows(db, &format!("SELECT count(*) FROM {table}")))
+        };
+        let before = count(&Connection::open(&path).unwrap());
+        assert_eq!(before, [3, 5, 5, 1, 3, 11, 26, 5]);
+        let store = SqliteStore::open(&path).unwrap();
+        let db = Connection::open(&path).unwrap();
+        assert_eq!(count(&db), before);
+        assert_eq!(rows(&db, "PRAGMA user_version"), u32::try_from(MIGRATIONS.len()).unwrap());
+        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict IS NULL"), 3, "nobody judged them");
+        assert!(wait(store.audit()).unwrap().is_sound());
+        assert_eq!(wait(store.balance(Account::User(key_id(1)))).unwrap(), Balance::from_units(760));
+        // Both open holds go on where they stood: one is paid by its checkpoint, one is settled and judged.
+        wait(store.settle(claim(4, 0, 7, 10), LEASE.at)).unwrap();
+        assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 1);
+        assert_eq!(wait(store.balance(Account::User(key_id(1)))).unwrap(), Balance::from_units(930));
+        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict = 'good'"), 1);
+        assert_eq!(rows(&db, "SELECT count(*) FROM results WHERE verdict = 'unjudged'"), 1);
+        drop(SqliteStore::open(&path).unwrap()); // and a second time there is nothing to do
+    }
+
+    #[test]
+    fn an_older_database_makes_the_same_tables_as_a_new_one() {
+        let schema = |path: &Path| -> Vec<String> {
+            let db = Connection::open(path).unwrap();
+            let mut tables =
+                db.prepare("SELECT sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY name").unwrap();
+            tables.query_map((), |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        let (folder, path) = older(include_str!("fixtures/version-1.sql"));
+        let new = folder.path().join("new.db");
+        drop((SqliteStore::open(&path).unwrap(), SqliteStore::open(&new).unwrap()));
+        assert_eq!(schema(&path), schema(&new));
+    }
+
+    #[test]
+    fn a_refused_result_is_kept_with_its_verdict_and_the_hold_goes_on() {
+        let store = in_memory(1000);
+        wait(store.hold(hold(1, 1, 100), LEASE)).unwrap();
+        let claimed = TokenCount::new(5);
+        let verdict = Verdict::Refused(Refused::Empty { claimed });
+        wait(store.refuse(SettleOrder { verdict, ..claim(1, 0, 7, 40) }, LEASE.at)).unwrap();
+        assert_eq!(wait(store.audit()).unwrap().held, units(100));
+        wait(store.settle(claim(1, 1, 8, 40), LEASE.at)).unwrap();
+        let verdicts: Vec<(String, bool)> = wait(store.call::<_, StoreError>(|db| {
+            let mut results =
+                db.prepare("SELECT verdict, paid > zeroblob(16) FROM results ORDER BY attempt")?;
+            Ok(results.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
+        }))
+        .unwrap();
+        assert_eq!(verdicts, [("refused_empty".to_owned(), false), ("good".to_owned(), true)]);
+        assert_eq!(wait(store.balance(Account::Provider(provider(7)))).unwrap(), Balance::ZERO);
+    }
+
+    #[test]
+    fn what_is_thought_of_nodes_is_kept_and_fades_out_of_the_store() {
+        let store = in_memory(1000);
+        let at = Timestamp::from_millis;
+        let standing = |number, level, then| Standing {
+            provider: provider(number),
+            reputation: Reputation::from_parts(level, at(then)),
+        };
+        wait(store.note_standings(vec![standing(1, 300_000, 10), standing(2, 900_000, 20)])).unwrap();
+        wait(store.note_standings(vec![standing(2, 910_000, 30)])).unwrap();
+        let mut kept = wait(store.standings(at(0))).unwrap();
+        kept.sort_by_key(|standing| standing.reputation.parts());
+        assert_eq!(kept, [standing(1, 300_000, 10), standing(2, 910_000, 30)]);
+        assert_eq!(wait(store.standings(at(20))).unwrap(), [standing(2, 910_000, 30)]);
+        assert_eq!(wait(store.standings(at(0))).unwrap(), [standing(2, 910_000, 30)]);
     }
 
     #[cfg(unix)]

@@ -113,6 +113,22 @@ impl Run {
     pub fn new(attempt: Attempt, job: Job) -> Self {
         Self { id: job.id, attempt, job, seq: 0 }
     }
+
+    /// The next chunk, of one token and no words yet.
+    pub fn chunk(&mut self) -> Chunk {
+        let seq = self.seq;
+        self.seq += 1;
+        Chunk {
+            job: self.id,
+            attempt: self.attempt,
+            seq,
+            tokens: TokenCount::new(1),
+            content: "".into(),
+            reasoning: "".into(),
+            tool_calls: Vec::new(),
+            logprobs: Vec::new(),
+        }
+    }
 }
 
 impl FakeProvider {
@@ -171,17 +187,7 @@ impl FakeProvider {
 
     /// One chunk of several tokens.
     pub async fn write_tokens(&mut self, run: &mut Run, text: &str, tokens: u64) {
-        let chunk = Chunk {
-            job: run.id,
-            attempt: run.attempt,
-            seq: run.seq,
-            tokens: TokenCount::new(tokens),
-            content: text.into(),
-            reasoning: "".into(),
-            tool_calls: Vec::new(),
-            logprobs: Vec::new(),
-        };
-        run.seq += 1;
+        let chunk = Chunk { tokens: TokenCount::new(tokens), content: text.into(), ..run.chunk() };
         self.say(&ToCoordinator::Chunk(chunk)).await;
     }
 
@@ -260,6 +266,17 @@ pub async fn send(socket: &mut WebSocketStream<MaybeTlsStream<TcpStream>>, messa
     socket.send(Message::Text(control::encode(message).into())).await.unwrap();
 }
 
+/// What every fake provider serves.
+pub fn offers() -> Vec<ModelOffer> {
+    let speed = Some(Speed { prefill: TokenRate::new(1_000_000), decode: TokenRate::new(100_000) });
+    let offer = |alias| ModelOffer {
+        model: ram_core::catalog::resolve(alias).unwrap().model_id(),
+        state: ModelState::Loaded,
+        speed,
+    };
+    [MODEL, LONG_MODEL].map(offer).to_vec()
+}
+
 /// A registration that is good in every way.
 pub fn register(
     identity: &NodeIdentity,
@@ -290,12 +307,6 @@ pub fn register(
         name: name.parse().unwrap(),
         expires_at,
     };
-    let speed = Some(Speed { prefill: TokenRate::new(1_000_000), decode: TokenRate::new(100_000) });
-    let offer = |alias| ModelOffer {
-        model: ram_core::catalog::resolve(alias).unwrap().model_id(),
-        state: ModelState::Loaded,
-        speed,
-    };
     let gib = Bytes::from_gib;
     let spec = ProviderSpec {
         name: name.parse().unwrap(),
@@ -309,7 +320,7 @@ pub fn register(
             cpus: 4,
         },
         memory_cap: gib(8),
-        offers: [MODEL, LONG_MODEL].map(offer).to_vec(),
+        offers: offers(),
     };
     Register {
         statement,

@@ -529,7 +529,8 @@ impl World {
                 Effect::Settle(order) | Effect::Checkpoint(order) => {
                     stands && about.run.is_none_or(|run| run.0 != order.job)
                 }
-                Effect::Hold(_) => false,
+                Effect::NoteStandings(_) => true,
+                Effect::Hold(_) | Effect::Refuse(_) => false,
             };
             assert!(effects.iter().all(is_harmless), "a ghost was heard: {about:?} led to {effects:?}");
             return;
@@ -579,6 +580,11 @@ impl World {
                 self.fate(order.job).check_order(&order);
                 self.order(Order::Checkpoint(order));
             }
+            Effect::Refuse(order) => {
+                self.note(format_args!("  > refuse job {}", order.job.bits()));
+                self.count("refused results");
+            }
+            Effect::NoteStandings(_) => self.count("notes on nodes"),
             Effect::Void { job } => {
                 self.house.held.remove(&job);
                 self.note(format_args!("  > void job {}", job.bits()));

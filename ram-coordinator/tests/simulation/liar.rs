@@ -18,6 +18,8 @@ pub enum Vice {
     Greedy,
     /// Says everything twice.
     Double,
+    /// Counts each prompt twice, and not alike.
+    Fickle,
     /// Swallows every other word about jobs, the last one among them.
     Silent,
     /// Finishes jobs that others run, or nobody.
@@ -34,9 +36,10 @@ pub enum Vice {
     Rude,
 }
 
-pub const VICES: [Vice; 9] = [
+pub const VICES: [Vice; 10] = [
     Vice::Greedy,
     Vice::Double,
+    Vice::Fickle,
     Vice::Silent,
     Vice::Forger,
     Vice::Parrot,
@@ -69,6 +72,7 @@ pub fn lie(
     match vice {
         Vice::Greedy => vec![greedy(message)],
         Vice::Double => vec![message.clone(), message],
+        Vice::Fickle => fickle(message),
         Vice::Silent if is_about_a_job && dice.one_in(2) => Vec::new(),
         Vice::Forger if dice.one_in(3) => vec![forged(jobs, dice), message],
         Vice::Parrot if dice.one_in(3) => {
@@ -106,6 +110,17 @@ fn greedy(message: ToCoordinator) -> ToCoordinator {
             ToCoordinator::Finished { job, attempt, outcome: Outcome::Done { finish, usage } }
         }
         other => other,
+    }
+}
+
+fn fickle(message: ToCoordinator) -> Vec<ToCoordinator> {
+    match message {
+        ToCoordinator::Accepted { job, attempt, prompt } => {
+            let more = ToCoordinator::Accepted { job, attempt, prompt: prompt + prompt };
+            vec![message, more]
+        }
+        ToCoordinator::Finished { .. } => vec![greedy(message)],
+        other => vec![other],
     }
 }
 

@@ -102,6 +102,14 @@ pub struct ToolCall {
     pub arguments: PromptText,
 }
 
+impl ToolCall {
+    /// Bytes of its texts together.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        self.id.as_str().len() + self.name.as_str().len() + self.arguments.as_str().len()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,6 +45,15 @@ pub struct Asked {
     pub logprobs: bool,
     /// The usage, in a chunk after the last; an answer in one piece tells it anyway.
     pub usage: bool,
+    /// At most one call of a function in each answer: the first is told, the others are not.
+    pub one_call: bool,
+}
+
+impl Asked {
+    /// How many more calls are told of an answer that has made so many.
+    const fn calls_left(self, made: usize) -> usize {
+        if self.one_call { 1_usize.saturating_sub(made) } else { usize::MAX }
+    }
 }
 
 /// Answers that are told in one piece.
@@ -74,10 +83,12 @@ impl WholeAnswer {
 
     /// Adds a piece to answer number `choice`.
     pub fn push(&mut self, choice: u32, piece: AnswerPiece) {
+        let asked = self.asked;
         let Some(gathered) = self.choice(choice) else { return };
+        let calls_left = asked.calls_left(gathered.tool_calls.len());
         gathered.content.push_str(piece.content.as_str());
         gathered.reasoning.push_str(piece.reasoning.as_str());
-        gathered.tool_calls.extend(piece.tool_calls.into_iter().map(MessageToolCall::from));
+        gathered.tool_calls.extend(piece.tool_calls.into_iter().take(calls_left).map(MessageToolCall::from));
         gathered.logprobs.extend(piece.logprobs);
     }
 
@@ -143,8 +154,9 @@ impl StreamedAnswer {
     #[must_use]
     pub fn push(&mut self, choice: u32, piece: AnswerPiece) -> String {
         let AnswerPiece { content, reasoning, tool_calls, logprobs } = piece;
-        let opening = self.opening(choice);
+        let (asked, opening) = (self.asked, self.opening(choice));
         let Some(told) = self.choice(choice) else { return opening };
+        let calls_left = asked.calls_left(usize::from(told.tool_calls > 0));
         let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
         let first = told.tool_calls;
         let delta = Delta {
@@ -152,7 +164,7 @@ impl StreamedAnswer {
             content: some(content),
             reasoning_content: some(reasoning),
             tool_calls: (first..)
-                .zip(tool_calls)
+                .zip(tool_calls.into_iter().take(calls_left))
                 .map(|(index, call)| ToolCallDelta::new(index, call))
                 .collect(),
         };
@@ -303,7 +315,7 @@ mod tests {
     fn logprobs_are_null_unless_asked_for() {
         let token = TokenLogprob { token: "a".into(), bytes: vec![97], logprob: -0.5, top: Vec::new() };
         let with = |logprobs| {
-            let mut answer = WholeAnswer::new(head(), Asked { logprobs, usage: false }, n(1));
+            let mut answer = WholeAnswer::new(head(), Asked { logprobs, ..Asked::default() }, n(1));
             answer.push(0, AnswerPiece { logprobs: vec![token.clone()], ..piece("a", "") });
             answer.finish_choice(0, FinishReason::Stop);
             let whole = answer.finish(Usage::default(), XramFields::default());
@@ -311,6 +323,23 @@ mod tests {
         };
         assert_eq!(with(false), None);
         assert_eq!(with(true).unwrap().content.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn one_call_is_told_where_no_more_are_wanted() {
+        let asked = Asked { one_call: true, ..Asked::default() };
+        let (mut whole, mut stream) =
+            (WholeAnswer::new(head(), asked, n(1)), StreamedAnswer::new(head(), asked, n(1)));
+        let mut frames = String::new();
+        for ids in [vec![call("call_1"), call("call_2")], vec![call("call_3")]] {
+            let piece = AnswerPiece { tool_calls: ids, ..AnswerPiece::default() };
+            whole.push(0, piece.clone());
+            frames += &stream.push(0, piece);
+        }
+        whole.finish_choice(0, FinishReason::ToolCalls);
+        let whole = whole.finish(Usage::default(), XramFields::default());
+        assert_eq!(whole.choices[0].message.tool_calls, [call("call_1").into()]);
+        assert_eq!((frames.matches("call_1").count(), frames.matches("\"id\":\"call_").count()), (1, 1));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use ram_core::chat::PromptText;
+use ram_core::chat::tools::ToolCall;
 use ram_core::id::{Attempt, JobId};
 use ram_core::units::{Timestamp, TokenCount};
 use ram_proto::control::Chunk;
@@ -48,7 +49,9 @@ impl Run {
     pub(super) fn take_due(&mut self, now: Timestamp) -> Option<Chunk> {
         let (piece, wait) = self.batch.as_ref()?;
         let first_words = !self.spoke && piece.text_bytes() > 0;
-        let full = piece.tokens >= BATCH_TOKENS_MAX || piece.text_bytes() >= BATCH_BYTES_MAX;
+        let full = piece.tokens >= BATCH_TOKENS_MAX
+            || piece.text_bytes() >= BATCH_BYTES_MAX
+            || piece.logprobs.len() as u64 >= BATCH_TOKENS_MAX.get();
         if first_words || full || wait.is_over(now) { self.take_rest() } else { None }
     }
 
@@ -71,7 +74,8 @@ impl Run {
 
 impl Piece {
     fn text_bytes(&self) -> usize {
-        self.content.as_str().len() + self.reasoning.as_str().len()
+        let calls: usize = self.tool_calls.iter().map(ToolCall::text_bytes).sum();
+        self.content.as_str().len() + self.reasoning.as_str().len() + calls
     }
 
     fn append(&mut self, more: Self) {
@@ -114,6 +118,14 @@ mod tests {
         run.push(piece("Par"), at(1));
         let chunk = run.take_due(at(1)).unwrap();
         assert_eq!((chunk.seq, chunk.tokens, chunk.content.as_str()), (0, TokenCount::new(2), "Par"));
+    }
+
+    #[test]
+    fn a_call_is_as_good_as_words() {
+        let mut run = run();
+        let call = ToolCall { id: "1".into(), name: "f".into(), arguments: "{}".into() };
+        run.push(Piece { tool_calls: vec![call.clone()], ..piece("") }, at(0));
+        assert_eq!(run.take_due(at(0)).unwrap().tool_calls, [call]);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl NodeStatus {
             self.version
         );
         let mut row = |name: &str, value: String| {
-            let _ = writeln!(text, "  {name:<12}{value}"); // a String takes all
+            let _ = writeln!(text, "  {name:<13}{value}"); // a String takes all
         };
         row("coordinator", self.coordinator.clone());
         row("provider", self.provider.to_string());

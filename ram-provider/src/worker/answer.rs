@@ -1,17 +1,22 @@
-//! One answer as it is written: thoughts told from words, tokens counted, its pace measured.
+//! One answer as it is written: thoughts told from words and calls, tokens counted, its pace measured.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use ram_core::chat::PromptText;
+use ram_core::chat::calls::{CallFilter, Found};
 use ram_core::chat::reasoning::{ReasoningFilter, Split, Start};
-use ram_core::job::{Failure, Outcome, TokenLogprob};
+use ram_core::job::{Failure, FinishReason, Outcome, TokenLogprob};
 use ram_core::units::TokenCount;
 use ram_infer::engine::{Event, Generation};
 
 use super::Served;
 use super::lease::Lease;
 use crate::agent::Piece;
+
+/// Most log-probabilities in one piece, each with up to 20 alternatives: as many as a full batch of the agent has.
+pub(crate) const LOGPROBS_MAX: usize = 64;
 
 /// What happens in an answer: at most one start, then pieces, then one end.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,18 +40,22 @@ pub struct Answer {
     generation: Generation,
     splitter: Splitter,
     pace: Pace,
-    /// How it ended, while the last piece goes first.
+    /// Pieces that go before anything else.
+    pieces: VecDeque<Piece>,
+    /// How it ended, while the last pieces go first.
     end: Option<Outcome>,
     ended: bool,
 }
 
 impl Answer {
-    pub(super) fn new(served: Lease, generation: Generation) -> Self {
+    /// The answer that `generation` writes; `calls` finds the calls in it, where there are functions to call.
+    pub(super) fn new(served: Lease, generation: Generation, calls: Option<CallFilter>) -> Self {
         Self {
-            splitter: Splitter::new(served.start),
+            splitter: Splitter::new(served.start, calls),
             served,
             generation,
             pace: Pace::default(),
+            pieces: VecDeque::new(),
             end: None,
             ended: false,
         }
@@ -58,9 +67,12 @@ impl Answer {
             return None;
         }
         loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return Some(Step::Piece(piece));
+            }
             if let Some(outcome) = self.end.take() {
                 self.ended = true;
-                return Some(Step::End(self.splitter.count_reasoning(outcome)));
+                return Some(Step::End(self.splitter.end(outcome)));
             }
             match self.generation.next().await {
                 Some(Event::Started { prompt }) => {
@@ -69,17 +81,14 @@ impl Answer {
                 }
                 Some(Event::Delta { text, tokens, logprobs }) => {
                     self.pace.wrote(tokens, &self.served);
-                    if let Some(piece) = self.splitter.push(&text, tokens, logprobs) {
-                        return Some(Step::Piece(piece));
-                    }
+                    self.pieces
+                        .extend(self.splitter.push(&text, tokens, logprobs).map(parts).unwrap_or_default());
                 }
                 Some(Event::End { outcome }) => {
                     self.pace.ended(&self.served);
                     self.served.log_fault(&outcome);
                     self.end = Some(outcome);
-                    if let Some(piece) = self.splitter.finish() {
-                        return Some(Step::Piece(piece));
-                    }
+                    self.pieces.extend(self.splitter.finish().map(parts).unwrap_or_default());
                 }
                 None => self.end = Some(Outcome::Failed { failure: Failure::Internal }),
             }
@@ -87,24 +96,37 @@ impl Answer {
     }
 }
 
-/// Tells thoughts from words, and which tokens and log-probabilities belong to which.
+/// Tells thoughts from words and calls, and which tokens and log-probabilities belong to which.
+///
+/// ```text
+/// text -> ReasoningFilter -> thoughts ----------------------> Piece
+///                         -> the rest -> CallFilter -> words ---^
+///                                                   -> calls ---^
+/// ```
 #[derive(Debug)]
 struct Splitter {
     filter: Option<ReasoningFilter>,
-    /// Tokens whose text the filter holds back, and their log-probabilities.
+    calls: Option<CallFilter>,
+    /// Tokens of which it is open whether they are thoughts.
+    open: TokenCount,
+    /// Tokens that are not told of yet: those whose text may be a call are told of with it.
     held: TokenCount,
     held_logprobs: Vec<TokenLogprob>,
     thinking: bool,
+    called: bool,
     reasoning: TokenCount,
 }
 
 impl Splitter {
-    fn new(start: Start) -> Self {
+    fn new(start: Start, calls: Option<CallFilter>) -> Self {
         Self {
             filter: Some(ReasoningFilter::new(start)),
+            calls,
+            open: TokenCount::ZERO,
             held: TokenCount::ZERO,
             held_logprobs: Vec::new(),
             thinking: start == Start::Reasoning,
+            called: false,
             reasoning: TokenCount::ZERO,
         }
     }
@@ -114,62 +136,103 @@ impl Splitter {
         let split = self.filter.as_mut().map(|filter| filter.push(text.as_str())).unwrap_or_default();
         self.held_logprobs.extend(logprobs);
         if split.is_empty() {
-            self.held += tokens;
+            self.open += tokens;
             return None;
         }
-        Some(self.piece(split, tokens))
+        self.count(&split, tokens);
+        let found = self.find(split.content);
+        (!split.reasoning.is_empty() || !found.is_empty()).then(|| self.piece(split.reasoning, found))
     }
 
     /// What was held back, and tokens that had no text.
     fn finish(&mut self) -> Option<Piece> {
         let split = self.filter.take().map(ReasoningFilter::finish).unwrap_or_default();
-        let piece = self.piece(split, TokenCount::ZERO);
+        self.count(&split, TokenCount::ZERO);
+        let mut found = self.find(split.content);
+        let last = self.calls.take().map(CallFilter::finish).unwrap_or_default();
+        found.content += &last.content;
+        found.calls.extend(last.calls);
+        let piece = self.piece(split.reasoning, found);
         (piece != Piece::default()).then_some(piece)
     }
 
     /// Tokens held back before words began were still thoughts (the tag, the blank line after it); those of a tag that
     /// opens are thoughts too.
-    fn piece(&mut self, split: Split, tokens: TokenCount) -> Piece {
-        let held = std::mem::take(&mut self.held);
-        let logprobs = std::mem::take(&mut self.held_logprobs);
+    fn count(&mut self, split: &Split, tokens: TokenCount) {
+        let open = std::mem::take(&mut self.open);
         if split.content.is_empty() && !split.reasoning.is_empty() {
             self.thinking = true;
-            self.reasoning += held + tokens;
+            self.reasoning += open + tokens;
         } else if self.thinking {
-            self.reasoning += held;
+            self.reasoning += open;
             self.thinking = split.content.is_empty();
         }
-        let logprobs = last_that_spell(&split.content, logprobs);
+        self.held += open + tokens;
+    }
+
+    /// The calls in the answer's words.
+    fn find(&mut self, content: String) -> Found {
+        match &mut self.calls {
+            Some(calls) => calls.push(&content),
+            None => Found { content, calls: Vec::new() },
+        }
+    }
+
+    fn piece(&mut self, reasoning: String, found: Found) -> Piece {
+        self.called |= !found.calls.is_empty();
+        let logprobs = that_spell(&found.content, std::mem::take(&mut self.held_logprobs));
         Piece {
-            tokens: held + tokens,
-            content: split.content.into(),
-            reasoning: split.reasoning.into(),
-            tool_calls: Vec::new(),
+            tokens: std::mem::take(&mut self.held),
+            content: found.content.into(),
+            reasoning: reasoning.into(),
+            tool_calls: found.calls,
             logprobs,
         }
     }
 
-    fn count_reasoning(&self, outcome: Outcome) -> Outcome {
+    /// How the answer ended: with its thoughts counted, and by calls if it made any and was not cut.
+    fn end(&self, outcome: Outcome) -> Outcome {
         match outcome {
             Outcome::Done { finish, mut usage } => {
                 usage.reasoning = self.reasoning.min(usage.completion);
-                Outcome::Done { finish, usage }
+                let calls = self.called && finish == FinishReason::Stop;
+                Outcome::Done { finish: if calls { FinishReason::ToolCalls } else { finish }, usage }
             }
             failed @ Outcome::Failed { .. } => failed,
         }
     }
 }
 
-/// The log-probabilities of the fewest last tokens whose text covers `content`: those before belong to thoughts or
-/// tags.
-fn last_that_spell(content: &str, mut logprobs: Vec<TokenLogprob>) -> Vec<TokenLogprob> {
-    let mut missing = content.len();
-    let mut first = logprobs.len();
-    while missing > 0 && first > 0 {
-        first -= 1;
-        missing = missing.saturating_sub(logprobs[first].bytes.len());
+/// A piece in parts that fit into a message each: one of words that long looked like a call has probabilities by the
+/// thousand. The first part has all the words.
+fn parts(mut piece: Piece) -> VecDeque<Piece> {
+    let mut logprobs = std::mem::take(&mut piece.logprobs).into_iter();
+    piece.logprobs = logprobs.by_ref().take(LOGPROBS_MAX).collect();
+    let mut parts = VecDeque::from([piece]);
+    while logprobs.len() > 0 {
+        let logprobs = logprobs.by_ref().take(LOGPROBS_MAX).collect();
+        parts.push_back(Piece { logprobs, ..Piece::default() });
     }
-    logprobs.split_off(first)
+    parts
+}
+
+/// The log-probabilities of the last tokens that spell `content`: those around them belong to thoughts, tags or calls.
+fn that_spell(content: &str, mut logprobs: Vec<TokenLogprob>) -> Vec<TokenLogprob> {
+    if content.is_empty() || logprobs.is_empty() {
+        return Vec::new();
+    }
+    let spelled: Vec<u8> = logprobs.iter().flat_map(|token| &token.bytes).copied().collect();
+    // Half a character is told as a mark of its own: then the fewest last tokens that are as long.
+    let found = spelled.windows(content.len()).rposition(|bytes| bytes == content.as_bytes());
+    let from = found.unwrap_or_else(|| spelled.len().saturating_sub(content.len()));
+    let (mut end, to) = (0, from + content.len());
+    logprobs.retain(|token| {
+        let begin = end;
+        end += token.bytes.len();
+        let is_part = begin < to && end > from;
+        is_part || (token.bytes.is_empty() && (from..=to).contains(&begin))
+    });
+    logprobs
 }
 
 /// When the stretches of one answer came.
@@ -219,7 +282,10 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ram_core::job::{FinishReason, Usage};
+    use ram_core::chat::calls::{Format, Parallel};
+    use ram_core::chat::tools::ToolCall;
+    use ram_core::id::JobId;
+    use ram_core::job::Usage;
 
     fn logprob(text: &str) -> TokenLogprob {
         TokenLogprob { token: text.into(), bytes: text.as_bytes().to_vec(), logprob: -1.0, top: Vec::new() }
@@ -228,27 +294,44 @@ mod tests {
     /// Splits texts of one token each: content, reasoning, tokens of thoughts, tokens in all, tokens with
     /// probabilities.
     fn split(start: Start, texts: &[&str]) -> (String, String, u64, u64, Vec<String>) {
-        let mut splitter = Splitter::new(start);
+        let Told { content, reasoning, thoughts, tokens, probable, .. } = tell(start, None, texts);
+        (content, reasoning, thoughts, tokens, probable)
+    }
+
+    /// What an answer was told as, all pieces together.
+    struct Told {
+        content: String,
+        reasoning: String,
+        calls: Vec<ToolCall>,
+        thoughts: u64,
+        tokens: u64,
+        /// Tokens with log-probabilities.
+        probable: Vec<String>,
+        finish: FinishReason,
+    }
+
+    fn tell(start: Start, calls: Option<CallFilter>, texts: &[&str]) -> Told {
+        let mut splitter = Splitter::new(start, calls);
         let mut pieces: Vec<Piece> = texts
             .iter()
             .filter_map(|&text| splitter.push(&text.into(), TokenCount::new(1), vec![logprob(text)]))
             .collect();
         pieces.extend(splitter.finish());
         let usage = Usage { completion: TokenCount::new(texts.len() as u64), ..Usage::default() };
-        let done = splitter.count_reasoning(Outcome::Done { finish: FinishReason::Stop, usage });
-        let Outcome::Done { usage, .. } = done else { panic!("it was done") };
+        let done = splitter.end(Outcome::Done { finish: FinishReason::Stop, usage });
+        let Outcome::Done { usage, finish } = done else { panic!("it was done") };
         let joined =
             |part: fn(&Piece) -> &PromptText| pieces.iter().map(|piece| part(piece).as_str()).collect();
-        let tokens: TokenCount = pieces.iter().map(|piece| piece.tokens).sum();
-        let told = pieces.iter().flat_map(|piece| &piece.logprobs);
-        let told = told.map(|logprob| logprob.token.as_str().to_owned()).collect();
-        (
-            joined(|piece| &piece.content),
-            joined(|piece| &piece.reasoning),
-            usage.reasoning.get(),
-            tokens.get(),
-            told,
-        )
+        let probable = pieces.iter().flat_map(|piece| &piece.logprobs);
+        Told {
+            content: joined(|piece| &piece.content),
+            reasoning: joined(|piece| &piece.reasoning),
+            calls: pieces.iter().flat_map(|piece| piece.tool_calls.clone()).collect(),
+            thoughts: usage.reasoning.get(),
+            tokens: pieces.iter().map(|piece| piece.tokens).sum::<TokenCount>().get(),
+            probable: probable.map(|logprob| logprob.token.as_str().to_owned()).collect(),
+            finish,
+        }
     }
 
     #[test]
@@ -278,5 +361,63 @@ mod tests {
     fn an_answer_cut_while_thinking_is_all_thought() {
         let (content, reasoning, thoughts, ..) = split(Start::Answer, &["<think>", "so", "</thi"]);
         assert_eq!((content.as_str(), reasoning.as_str(), thoughts), ("", "so</thi", 3));
+    }
+
+    /// Tells an answer of a model that was told of `get_weather`.
+    fn tell_calls(start: Start, texts: &[&str]) -> Told {
+        let tool = serde_json::from_value(serde_json::json!({ "name": "get_weather" })).unwrap();
+        let (job, parallel) = (JobId::from_bits(7), Parallel::Many);
+        tell(start, Some(CallFilter::new(Format::Tags, vec![tool], parallel, job)), texts)
+    }
+
+    const CALL: [&str; 4] =
+        ["<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {}}\n", "</tool_call>"];
+
+    #[test]
+    fn calls_are_told_from_words() {
+        let told = tell_calls(Start::Answer, &[&["I ", "look."], &CALL[..], &["\n"], &CALL[..]].concat());
+        let names: Vec<&str> = told.calls.iter().map(|call| call.name.as_str()).collect();
+        assert_eq!((told.content.as_str(), names), ("I look.", vec!["get_weather"; 2]));
+        assert_ne!(told.calls[0].id, told.calls[1].id);
+        assert_eq!((told.tokens, told.finish), (11, FinishReason::ToolCalls));
+        assert_eq!(told.probable, ["I ", "look."], "a call has no log-probabilities");
+    }
+
+    #[test]
+    fn what_looked_like_a_call_is_words_again() {
+        let told = tell_calls(Start::Answer, &["I ", "<tool_call>", "\n{\"name\": ", "…"]);
+        assert_eq!(told.content, "I <tool_call>\n{\"name\": …");
+        assert_eq!((told.calls.len(), told.tokens, told.finish), (0, 4, FinishReason::Stop));
+        assert_eq!(told.probable.concat(), told.content);
+    }
+
+    #[test]
+    fn a_thought_of_a_call_is_no_call() {
+        let texts = [&["so "], &CALL[..], &["</think>"], &CALL[..], &["!"]].concat();
+        let told = tell_calls(Start::Reasoning, &texts);
+        assert!(told.reasoning.contains("get_weather"));
+        assert_eq!((told.calls.len(), told.content.as_str(), told.thoughts), (1, "!", 6));
+        assert_eq!((told.tokens, told.probable), (11, vec!["!".to_owned()]));
+    }
+
+    #[test]
+    fn a_piece_with_many_probabilities_comes_in_parts() {
+        let logprobs: Vec<TokenLogprob> =
+            (0..2 * LOGPROBS_MAX + 1).map(|n| logprob(&n.to_string())).collect();
+        let piece = Piece { content: "words".into(), logprobs: logprobs.clone(), ..Piece::default() };
+        let parts = parts(piece);
+        let sizes: Vec<usize> = parts.iter().map(|part| part.logprobs.len()).collect();
+        assert_eq!(sizes, [LOGPROBS_MAX, LOGPROBS_MAX, 1]);
+        assert_eq!(parts.iter().map(|part| part.content.as_str()).collect::<String>(), "words");
+        assert_eq!(parts.into_iter().flat_map(|part| part.logprobs).collect::<Vec<_>>(), logprobs);
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_behind_its_calls_says_so() {
+        let mut splitter = Splitter::new(Start::Answer, None);
+        splitter.called = true;
+        let usage = Usage::default();
+        let cut = Outcome::Done { finish: FinishReason::Length, usage };
+        assert_eq!(splitter.end(cut), cut);
     }
 }

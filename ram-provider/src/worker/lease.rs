@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ram_core::chat::ChatMessage;
-use ram_core::job::{Failure, GenerationParams, Outcome};
-use ram_infer::engine::{Prompt, Request};
+use ram_core::chat::calls::{CallFilter, Parallel};
+use ram_core::job::{Failure, Job, Outcome};
+use ram_infer::engine::{Chat, Prompt, Request};
 use tokio::time::{Instant, timeout_at};
 
 use super::shelf::Take;
@@ -86,15 +86,15 @@ impl Lease {
     ///
     /// # Errors
     /// [`Failure`] when the engine cannot take it now.
-    pub(super) async fn answer(
-        self,
-        messages: Vec<ChatMessage>,
-        params: GenerationParams,
-    ) -> Result<Answer, Failure> {
+    pub(super) async fn answer(self, job: Job) -> Result<Answer, Failure> {
         // The lease goes along: who hangs up now must not have the model unloaded under the prompt.
         let submitted = tokio::task::spawn_blocking(move || {
-            let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages.into()), params })?;
-            Ok(Answer::new(self, generation))
+            let Job { id, messages, tools, chat_template_kwargs, params, .. } = job;
+            let format = self.engine.info().call_format.filter(|_| !tools.is_empty());
+            let calls = format.map(|format| CallFilter::new(format, tools.clone(), Parallel::Many, id));
+            let chat = Chat { messages, tools, template_kwargs: chat_template_kwargs };
+            let generation = self.engine.submit(Request { prompt: Prompt::Chat(chat), params })?;
+            Ok(Answer::new(self, generation, calls))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }

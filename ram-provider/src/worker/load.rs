@@ -86,6 +86,7 @@ fn measure(
 ) -> Result<(FoundModel, Measured), ProviderError> {
     let found = models::find(choice, home, cache)?;
     let unfit = |source: InferError| broken(&found.id, &found.dir, source);
+    models::inspect(&found.dir).map_err(unfit)?;
     let needs = models::needs(&found.dir, Workload::default()).map_err(unfit)?;
     let context = models::context(&found.dir).map_err(unfit)?;
     match memory::fit(needs, room) {

@@ -18,10 +18,9 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ram_core::chat::ChatMessage;
 use ram_core::chat::reasoning::Start;
 use ram_core::id::ModelId;
-use ram_core::job::{Failure, GenerationParams, Outcome};
+use ram_core::job::{Failure, Job, Outcome};
 use ram_core::provider::{Hardware, ModelOffer, Speed};
 use ram_core::units::{Bytes, TokenCount};
 use ram_infer::engine::Engine;
@@ -146,18 +145,13 @@ impl Worker {
         self.0.models.iter()
     }
 
-    /// Begins an answer by the model of this alias or full id. What stands in its way is told as its end.
+    /// Begins an answer by the model that the job names, by alias or full id. What stands in its way is told as its end.
     #[must_use]
-    pub fn answer(
-        &self,
-        model: &ModelId,
-        messages: Vec<ChatMessage>,
-        params: GenerationParams,
-    ) -> PendingAnswer {
-        let (worker, index) = (self.clone(), self.place_of(model));
+    pub fn answer(&self, job: Job) -> PendingAnswer {
+        let (worker, index) = (self.clone(), self.place_of(&job.model));
         PendingAnswer::new(async move {
             let lease = worker.lease(index.ok_or(Failure::ModelUnavailable)?).await?;
-            lease.answer(messages, params).await
+            lease.answer(job).await
         })
     }
 

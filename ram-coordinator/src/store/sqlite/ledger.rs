@@ -1,4 +1,4 @@
-//! What each kind of work does to the tables of `schema.sql`, within a transaction that somebody else commits.
+//! What each kind of work does to the tables of `migrations`, within a transaction that somebody else commits.
 //!
 //! The rules are those of `ram-chain`: [`Hold`] says which entry to write, [`Balances`] whether it may be written.
 
@@ -10,17 +10,21 @@ use ram_chain::blob;
 use ram_chain::pricing::FeeSplit;
 use ram_core::id::{Attempt, JobId};
 use ram_core::job::Usage;
+use ram_core::reputation::Reputation;
 use ram_core::units::{Timestamp, TokenCount, XRam};
+use ram_core::validate::{Unrewarded, Verdict};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::keys::{KeyHash, KeyRecord};
-use crate::state::{self, HoldOrder, SettleOrder};
+use crate::state::{self, HoldOrder, SettleOrder, Standing};
 use crate::store::{Audit, Credit, Lease, Settled, StoreError};
 
 type Outcome<T> = Result<T, StoreError>;
 
 /// Most holds that one sweep resolves, so that it does not keep jobs waiting; the next sweep takes the rest.
 const SWEEP_MAX: u32 = 1000;
+/// Most nodes whose standing is kept over a start, those of the last deeds: 6 MB, and as many as the core remembers.
+const STANDINGS_MAX: u32 = 100_000;
 
 pub(super) fn hold(db: &Connection, order: &HoldOrder, lease: Lease) -> Outcome<()> {
     let payer = match &order.payer {
@@ -72,6 +76,10 @@ pub(super) fn settle(
         payer @ Payer::User(_) => Some(balance(db, &payer.account())?.spendable()),
     };
     Ok(Settled { paid, remaining })
+}
+
+pub(super) fn refuse(db: &Connection, order: &SettleOrder, at: Timestamp) -> Outcome<()> {
+    keep_result(db, order, XRam::ZERO, at)
 }
 
 pub(super) fn void(db: &Connection, job: JobId, at: Timestamp) -> Outcome<()> {
@@ -191,6 +199,32 @@ pub(super) fn entries_of(db: &Connection, job: JobId) -> Outcome<Vec<Entry>> {
         .map(|(seq, id, at)| {
             Entry::new(id, at, postings(db, seq)?).map_err(|_| StoreError::Broken("postings"))
         })
+        .collect()
+}
+
+pub(super) fn note_standings(db: &Connection, standings: &[Standing]) -> Outcome<()> {
+    let mut note = db.prepare_cached(
+        "INSERT INTO reputation (provider, level, at) VALUES (:provider, :level, :at)
+         ON CONFLICT (provider) DO UPDATE SET level = excluded.level, at = excluded.at",
+    )?;
+    for Standing { provider, reputation } in standings {
+        let (level, at) = reputation.parts();
+        note.execute(named_params! { ":provider": provider.to_string(), ":level": level, ":at": time(at) })?;
+    }
+    Ok(())
+}
+
+pub(super) fn standings(db: &Connection, since: Timestamp) -> Outcome<Vec<Standing>> {
+    db.prepare_cached(
+        "DELETE FROM reputation
+         WHERE at < max(:since, coalesce((SELECT at FROM reputation ORDER BY at DESC LIMIT 1 OFFSET :most), 0))",
+    )?
+    .execute(named_params! { ":since": time(since), ":most": STANDINGS_MAX })?;
+    db.prepare_cached("SELECT provider, level, at FROM reputation ORDER BY provider")?
+        .query_and_then((), |row| {
+            let reputation = Reputation::from_parts(row.get(1)?, instant(row, 2, "reputation.at")?);
+            Ok(Standing { provider: parsed(row, 0, "reputation.provider")?, reputation })
+        })?
         .collect()
 }
 
@@ -352,6 +386,7 @@ fn checkpoint_of(db: &Connection, job: JobId) -> Outcome<Option<SettleOrder>> {
             provider: parsed(row, 1, "checkpoints.provider")?,
             usage,
             charge: amount(row, 4, "checkpoints.charge")?,
+            verdict: Verdict::Unrewarded(Unrewarded::Unjudged),
         })
     })?
     .next()
@@ -388,8 +423,8 @@ fn keep_hold(db: &Connection, record: &HoldRecord) -> Outcome<()> {
 
 fn keep_result(db: &Connection, order: &SettleOrder, paid: XRam, at: Timestamp) -> Outcome<()> {
     db.prepare_cached(
-        "INSERT INTO results (job, attempt, provider, prompt, completion, reasoning, claimed, paid, at)
-         VALUES (:job, :attempt, :provider, :prompt, :completion, :reasoning, :claimed, :paid, :at)
+        "INSERT INTO results (job, attempt, provider, prompt, completion, reasoning, claimed, paid, at, verdict)
+         VALUES (:job, :attempt, :provider, :prompt, :completion, :reasoning, :claimed, :paid, :at, :verdict)
          ON CONFLICT DO NOTHING",
     )?
     .execute(named_params! {
@@ -402,6 +437,7 @@ fn keep_result(db: &Connection, order: &SettleOrder, paid: XRam, at: Timestamp) 
         ":claimed": blob::from_xram(order.charge),
         ":paid": blob::from_xram(paid),
         ":at": time(at),
+        ":verdict": order.verdict.code(),
     })?;
     Ok(())
 }

@@ -1,0 +1,64 @@
+//! The choices of one request, each an answer of its own, heard as one.
+//!
+//! They run side by side where there are slots, and one after the other where not. One that fails takes the whole
+//! request with it. Dropping them cancels what still runs.
+
+use futures::StreamExt;
+use futures::stream::{BoxStream, SelectAll, unfold};
+use ram_core::job::{Outcome, Usage};
+use ram_proto::openai::{AnswerPiece, ApiError, Heard, XramFields};
+
+use crate::agent::Piece;
+use crate::worker::{PendingAnswer, Step};
+
+/// All choices of one request.
+pub(super) struct Choices {
+    /// The steps of each that has not ended.
+    steps: SelectAll<BoxStream<'static, (u32, Step)>>,
+    open: usize,
+    usage: Usage,
+}
+
+impl Choices {
+    /// The choices that these answers are, in their order.
+    pub(super) fn new(answers: Vec<PendingAnswer>) -> Self {
+        let listen = |(choice, answer)| {
+            unfold(answer, move |mut answer: PendingAnswer| async move {
+                let step = answer.next().await?;
+                Some(((choice, step), answer))
+            })
+            .boxed()
+        };
+        let open = answers.len();
+        Self { steps: (0..).zip(answers).map(listen).collect(), open, usage: Usage::default() }
+    }
+
+    /// What comes next; nothing follows [`Heard::Done`] and [`Heard::Failed`]. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Heard {
+        while self.open > 0 {
+            match self.steps.next().await {
+                Some((_, Step::Started { .. })) => {}
+                Some((choice, Step::Piece(piece))) => return Heard::Piece(choice, piece.into()),
+                Some((choice, Step::End(Outcome::Done { finish, usage }))) => {
+                    self.open -= 1;
+                    self.usage = self.usage + usage;
+                    return Heard::Ended(choice, finish);
+                }
+                Some((_, Step::End(Outcome::Failed { failure }))) => return self.fail(failure.into()),
+                None => return self.fail(ApiError::internal()),
+            }
+        }
+        Heard::Done(self.usage, XramFields::default())
+    }
+
+    fn fail(&mut self, error: ApiError) -> Heard {
+        self.steps.clear();
+        Heard::Failed(error)
+    }
+}
+
+impl From<Piece> for AnswerPiece {
+    fn from(Piece { content, reasoning, tool_calls, logprobs, .. }: Piece) -> Self {
+        Self { content, reasoning, tool_calls, logprobs }
+    }
+}
