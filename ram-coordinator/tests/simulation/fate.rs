@@ -34,6 +34,7 @@ struct Try {
     provider: ProviderId,
     prompt: Option<TokenCount>,
     delivered: TokenCount,
+    chunks: u32,
 }
 
 /// How it was for the user.
@@ -84,12 +85,13 @@ impl Fate {
     pub fn run(&mut self, attempt: Attempt, conn: ConnId, provider: ProviderId) {
         assert!(self.held, "{self}: runs before the money is set aside");
         assert!(!self.is_resolved(), "{self}: runs after it was paid");
+        assert_ne!(self.end, Some(End::Left), "{self}: runs for nobody");
         let last = self.tries.last().map(|last| last.attempt.get());
         assert_eq!(attempt.get(), last.map_or(1, |last| last + 1), "{self}: tries are counted one by one");
         assert!(self.tried().all(|tried| tried != provider), "{self}: {provider} has failed it already");
         let delivered = self.tries.iter().any(|one| one.delivered > TokenCount::ZERO);
         assert!(!delivered, "{self}: begins anew after the user has words");
-        let fresh = Try { attempt, conn, provider, prompt: None, delivered: TokenCount::ZERO };
+        let fresh = Try { attempt, conn, provider, prompt: None, delivered: TokenCount::ZERO, chunks: 0 };
         self.tries.push(fresh);
     }
 
@@ -108,7 +110,10 @@ impl Fate {
 
     /// A chunk was passed on to the user.
     pub fn delivered(&mut self, chunk: &Chunk) {
+        let job = self.job.bits();
         if let Some(last) = self.tries.last_mut() {
+            assert_eq!(chunk.seq, last.chunks, "job {job}: a chunk out of turn reached the user");
+            last.chunks += 1;
             last.delivered += chunk.tokens;
         }
     }
@@ -159,6 +164,7 @@ impl Fate {
                 self.end = Some(End::Done(*receipt));
             }
             Reply::Failed { error, receipt } => {
+                assert!(!self.held || self.is_resolved(), "{self}: over, and its hold is open");
                 let charged = self.settled.as_ref().map(|order| order.charge);
                 assert_eq!(charged, receipt.map(|receipt| receipt.charge), "{self}: not what was taken");
                 self.end = Some(End::Failed(error.clone(), *receipt));
