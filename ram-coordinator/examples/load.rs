@@ -65,6 +65,9 @@ struct Args {
     /// Answers of each way, at each concurrency
     #[arg(long, default_value_t = 96)]
     requests: usize,
+    /// Measures memory and CPU, or the time that is added, alone
+    #[arg(long)]
+    only: Option<Part>,
     /// The program that simulates providers; beside this one, if it is not named
     #[arg(long)]
     sim_provider: Option<PathBuf>,
@@ -77,6 +80,12 @@ struct Args {
     home: Option<PathBuf>,
     #[arg(long, hide = true)]
     upstream: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Idle,
+    Time,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -104,8 +113,13 @@ async fn main() -> anyhow::Result<()> {
 async fn measure(args: &Args) -> anyhow::Result<()> {
     let show = Show { json: args.json };
     let folder = tempfile::tempdir()?;
-    idle(args, folder.path(), &show).await?;
-    latency(args, folder.path(), &show).await
+    if args.only != Some(Part::Time) {
+        idle(args, folder.path(), &show).await?;
+    }
+    if args.only != Some(Part::Idle) {
+        latency(args, folder.path(), &show).await?;
+    }
+    Ok(())
 }
 
 // ---- idle providers: memory and CPU ----

@@ -36,6 +36,7 @@ struct Try {
     delivered: TokenCount,
     /// Whether the user has anything of them: tokens can be claimed that say nothing.
     told: bool,
+    chunks: u32,
 }
 
 /// How it was for the user.
@@ -86,12 +87,14 @@ impl Fate {
     pub fn run(&mut self, attempt: Attempt, conn: ConnId, provider: ProviderId) {
         assert!(self.held, "{self}: runs before the money is set aside");
         assert!(!self.is_resolved(), "{self}: runs after it was paid");
+        assert_ne!(self.end, Some(End::Left), "{self}: runs for nobody");
         let last = self.tries.last().map(|last| last.attempt.get());
         assert_eq!(attempt.get(), last.map_or(1, |last| last + 1), "{self}: tries are counted one by one");
         assert!(self.tried().all(|tried| tried != provider), "{self}: {provider} has failed it already");
         let told = self.tries.iter().any(|one| one.told);
         assert!(!told, "{self}: begins anew after the user has words");
-        let fresh = Try { attempt, conn, provider, prompt: None, delivered: TokenCount::ZERO, told: false };
+        let delivered = TokenCount::ZERO;
+        let fresh = Try { attempt, conn, provider, prompt: None, delivered, told: false, chunks: 0 };
         self.tries.push(fresh);
     }
 
@@ -110,7 +113,10 @@ impl Fate {
 
     /// A chunk was passed on to the user.
     pub fn delivered(&mut self, chunk: &Chunk) {
+        let job = self.job.bits();
         if let Some(last) = self.tries.last_mut() {
+            assert_eq!(chunk.seq, last.chunks, "job {job}: a chunk out of turn reached the user");
+            last.chunks += 1;
             last.delivered += chunk.tokens;
             let texts = [&chunk.content, &chunk.reasoning];
             last.told |= texts.iter().any(|text| !text.as_str().is_empty())
@@ -165,6 +171,7 @@ impl Fate {
                 self.end = Some(End::Done(*receipt));
             }
             Reply::Failed { error, receipt } => {
+                assert!(!self.held || self.is_resolved(), "{self}: over, and its hold is open");
                 let charged = self.settled.as_ref().map(|order| order.charge);
                 assert_eq!(charged, receipt.map(|receipt| receipt.charge), "{self}: not what was taken");
                 self.end = Some(End::Failed(error.clone(), *receipt));

@@ -89,6 +89,12 @@ fn one_world_is_played_by_its_number() {
     println!("{report:#?}");
 }
 
+/// A provider counted a prompt twice, and was paid by the second count while the user was told the first.
+#[test]
+fn seed_23_a_prompt_is_paid_as_it_was_first_counted() {
+    play(23);
+}
+
 #[test]
 fn the_same_seed_tells_the_same_story() {
     for seed in 0..12 {

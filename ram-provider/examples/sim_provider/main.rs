@@ -6,8 +6,8 @@
 //!
 //! Each has an identity of its own, made from the seed, so that the same seed comes back as the same providers. Faults
 //! are given in a thousand jobs: a node falls off the network in the middle of an answer (`--die`), stops writing for
-//! good (`--stall`), says its words twice (`--double`), begins up to a minute late (`--late`), or claims a thousand times
-//! the tokens that it took (`--lie`).
+//! good (`--stall`), says its words twice (`--double`), begins up to a minute late (`--late`), or claims a thousand
+//! times the tokens that it took (`--lie`).
 
 #![expect(clippy::print_stdout, reason = "it is a program for a terminal")]
 
