@@ -173,7 +173,7 @@ mod tests {
     /// Prints everything that a template can see of a stranger.
     const TEMPLATE: &str = "{% for m in messages %}<|user|>{{ m.content }}{{ m.name }}{{ m.tool_call_id }}\
         {% for call in m.tool_calls or [] %}{{ call.id }}{{ call.function.name }}{{ call.function.arguments | tojson }}\
-        {% endfor %}{% endfor %}{{ tools | tojson }}{{ mine | tojson }}{{ mine.x }}<|assistant|>";
+        {% endfor %}{% endfor %}{{ tools | tojson }}{{ (mine or '') | tojson }}{{ (mine or {}).x }}<|assistant|>";
 
     fn encode(
         words: &str,
