@@ -44,7 +44,12 @@ fn every_case_renders_as_in_jinja2() {
 fn compare(case: &Case, special: &SpecialTokens) -> Result<(), String> {
     let mut extra = case.options.clone();
     let add_generation_prompt = extra.remove("add_generation_prompt") == Some(true.into());
-    let options = TemplateOptions { add_generation_prompt, extra, today: None };
+    let tools = extra.remove("tools").map(|tools| tools.as_array().cloned().unwrap_or_default());
+    let tools = tools
+        .into_iter()
+        .flatten()
+        .map(|tool| serde_json::from_value(tool["function"].clone()).expect("a function"));
+    let options = TemplateOptions { add_generation_prompt, tools: tools.collect(), extra, today: None };
     let rendered =
         ChatTemplate::new(&case.template, special.clone()).and_then(|it| it.render(&case.messages, &options));
     let same = match (&case.outcome, &rendered) {

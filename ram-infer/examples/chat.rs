@@ -31,7 +31,7 @@ struct Options {
 fn main() -> Result<(), Box<dyn Error>> {
     let Options { model, question, params } = Options::read(std::env::args().skip(1))?;
     let engine = Engine::load(&model, &Device::best(), EngineConfig::default())?;
-    let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, question)]);
+    let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, question)].into());
 
     let begin = Instant::now();
     let mut first = None;

@@ -30,6 +30,7 @@ pub mod stop;
 pub mod tokenize;
 
 mod folder;
+mod guard;
 mod nn;
 mod quant;
 mod scope;

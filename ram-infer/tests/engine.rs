@@ -87,7 +87,7 @@ fn load(dir: &Path, slots: u16, prefill_chunk: usize) -> Engine {
 
 fn request(words: &str, sampling: Sampling) -> Request {
     let params = GenerationParams { max_tokens: TokenCount::new(40), stop: Vec::new(), sampling };
-    Request { prompt: Prompt::Chat(vec![ChatMessage::new(Role::User, words)]), params }
+    Request { prompt: Prompt::Chat(vec![ChatMessage::new(Role::User, words)].into()), params }
 }
 
 fn greedy() -> Sampling {
@@ -275,6 +275,6 @@ fn the_bundled_model_answers_the_last_question_of_a_conversation() {
         ChatMessage::new(Role::Assistant, "The capital of France is Paris."),
         ChatMessage::new(Role::User, "What is the capital of Italy?"),
     ];
-    let answer = ask(&engine, Request { prompt: Prompt::Chat(messages), ..request("", greedy()) });
+    let answer = ask(&engine, Request { prompt: Prompt::Chat(messages.into()), ..request("", greedy()) });
     assert!(answer.text.contains("Rome"), "{}", answer.text);
 }

@@ -60,6 +60,10 @@ const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// How much of a body that is too long is read and thrown away, so that its sender hears why instead of a broken pipe.
 const BODY_DISCARDED_MAX: u64 = 32 << 20;
+/// Longest body of a refused request that is read for the sake of its connection: a long chat.
+const POURED_AWAY_MAX: usize = 1 << 20;
+/// How long such a body may take.
+const POURED_AWAY_WITHIN: Duration = Duration::from_secs(2);
 /// Header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header that names the fields without effect.
@@ -209,7 +213,7 @@ fn router(shared: Shared) -> Router {
         .route(routes::MODEL, get(model))
         .layer(middleware::from_fn_with_state(shared.clone(), authorize));
     open.merge(guarded)
-        .fallback(|| async { Refusal(ApiError::unknown_route()) })
+        .fallback(|request: Request| refuse(request, ApiError::unknown_route()))
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(name_request))
         .with_state(shared)
@@ -242,7 +246,7 @@ fn random_job_id() -> Result<JobId, ApiError> {
 async fn authorize(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     match shared.api_key.map_or(Ok(()), |key| check_key(&key, request.headers())) {
         Ok(()) => next.run(request).await,
-        Err(error) => Refusal(error).into_response(),
+        Err(error) => refuse(request, error).await.into_response(),
     }
 }
 
@@ -258,7 +262,24 @@ fn check_key(key: &ApiKey, headers: &HeaderMap) -> Result<(), ApiError> {
 
 async fn method_not_allowed(request: Request) -> Refusal {
     let allowed = if request.uri().path() == routes::CHAT_COMPLETIONS { "POST" } else { "GET" };
-    Refusal(ApiError::method_not_allowed(allowed))
+    refuse(request, ApiError::method_not_allowed(allowed)).await
+}
+
+/// Refuses a request whose body nobody wants. A small one is read to its end, or else its connection would be closed,
+/// and a client that keeps connections would find out by its next request only.
+async fn refuse(request: Request, error: ApiError) -> Refusal {
+    let mut pieces = request.into_body().into_data_stream();
+    let pour_away = async {
+        let mut poured = 0_usize;
+        while let Some(Ok(piece)) = pieces.next().await {
+            poured = poured.saturating_add(piece.len());
+            if poured > POURED_AWAY_MAX {
+                break;
+            }
+        }
+    };
+    let _ = timeout(POURED_AWAY_WITHIN, pour_away).await; // one that is late or long costs its connection
+    Refusal(error)
 }
 
 /// An error on its way out.

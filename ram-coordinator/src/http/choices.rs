@@ -4,6 +4,8 @@
 //! request's number. One that fails takes the whole request with it, and the others are abandoned: nobody can use a
 //! part of what was asked for. What is told of money and usage is the sum.
 
+use std::collections::BTreeSet;
+
 use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll, unfold};
 use ram_core::id::JobId;
@@ -25,8 +27,8 @@ pub(super) struct Choices {
     /// Who took that job last.
     served_by: Option<ServedBy>,
     open: usize,
-    /// Whether a word of any choice came: it will be charged.
-    spoke: bool,
+    /// Choices of which words came and no end yet: they will be charged.
+    spoke: BTreeSet<u32>,
     usage: Usage,
     receipt: Option<Receipt>,
 }
@@ -48,7 +50,7 @@ impl Choices {
             replies: (0..).zip(replies).map(listen).collect(),
             job,
             served_by: None,
-            spoke: false,
+            spoke: BTreeSet::new(),
             usage: Usage::default(),
             receipt: None,
         }
@@ -64,16 +66,20 @@ impl Choices {
                 }
                 Some(Reply::Started { .. }) => {}
                 Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
-                    self.spoke = true;
+                    self.spoke.insert(choice);
                     return Heard::Piece(choice, AnswerPiece { content, reasoning, tool_calls, logprobs });
                 }
                 Some(Reply::Done { finish, usage, receipt }) => {
                     self.open -= 1;
+                    self.spoke.remove(&choice);
                     self.usage = self.usage + usage;
                     self.receipt = Some(self.receipt.map_or(receipt, |so_far| sum(so_far, receipt)));
                     return Heard::Ended(choice, finish);
                 }
-                Some(Reply::Failed { error, receipt }) => return self.fail(of_job(error, receipt)),
+                Some(Reply::Failed { error, receipt }) => {
+                    self.spoke.remove(&choice); // its receipt says what it cost
+                    return self.fail(of_job(error, receipt));
+                }
                 None => return self.fail(ApiError::internal()),
             }
         }
@@ -88,7 +94,7 @@ impl Choices {
         self.replies.clear();
         self.open = 0;
         let charged = self.receipt.take().is_some_and(|receipt| receipt.charge > XRam::ZERO);
-        Heard::Failed(if charged || self.spoke { error.after_charge() } else { error })
+        Heard::Failed(if charged || !self.spoke.is_empty() { error.after_charge() } else { error })
     }
 
     /// What an answer carries beside OpenAI's own fields.

@@ -375,7 +375,10 @@ def a_prompt_that_is_too_long_says_so():
 
 @case()
 def a_key_for_idempotency_is_taken():
-    assert ask(extra_headers={"Idempotency-Key": "k-1"}).choices
+    again = [ask(extra_headers={"Idempotency-Key": "k-1"}) for _ in range(2)]
+    same(text(again[0]), text(again[1]))
+    if SCRIPTED:  # the gateway: what is paid for is told again
+        same(again[0].id, again[1].id)
 
 
 # ---- keys and models ----

@@ -100,6 +100,11 @@ impl Answer {
         }
     }
 
+    /// Keeps the marks of calls in the text, special or not.
+    pub(super) fn show_marks(&mut self) {
+        self.detokenizer = Detokenizer::with_marks();
+    }
+
     /// Most tokens that it may have.
     pub(super) const fn tokens_max(&self) -> TokenCount {
         self.tokens_max

@@ -8,6 +8,7 @@ use std::thread::{self, Thread};
 use futures::Stream;
 use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures::stream::FusedStream;
+use ram_core::chat::reasoning::Start;
 use ram_core::job::{Failure, Outcome};
 
 use super::{Event, Place};
@@ -20,9 +21,17 @@ pub struct Generation {
     // Unbounded, for it holds at most one delta for each token of the answer.
     events: UnboundedReceiver<Event>,
     ended: bool,
+    pub(super) answer_start: Start,
 }
 
 impl Generation {
+    /// Whether the answer begins inside reasoning, the template having opened it at the prompt's end. That may hang on
+    /// the caller's variables.
+    #[must_use]
+    pub const fn answer_start(&self) -> Start {
+        self.answer_start
+    }
+
     /// Waits for the next event, blocking the thread; `None` after the end. An async task polls the stream instead.
     pub fn wait_next(&mut self) -> Option<Event> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -81,7 +90,8 @@ pub(super) struct Reply {
 /// The two ends of a request that holds `place`.
 pub(super) fn pair(place: Place) -> (Reply, Generation) {
     let (sender, receiver) = unbounded();
-    (Reply { events: sender, place: Some(place) }, Generation { events: receiver, ended: false })
+    let generation = Generation { events: receiver, ended: false, answer_start: Start::default() };
+    (Reply { events: sender, place: Some(place) }, generation)
 }
 
 impl Reply {

@@ -29,7 +29,9 @@ use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use ram_core::chat::template::TemplateOptions;
+use ram_core::chat::calls::Format;
+use ram_core::chat::template::{TemplateError, TemplateOptions};
+use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::job::{Failure, GenerationParams, Outcome, TokenLogprob};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
@@ -88,9 +90,26 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
     /// A conversation, written by the model's chat template; the assistant speaks next.
-    Chat(Vec<ChatMessage>),
+    Chat(Chat),
     /// A text as it stands.
     Text(PromptText),
+}
+
+/// A conversation, and what the model's chat template is told beside it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chat {
+    /// Its turns.
+    pub messages: Vec<ChatMessage>,
+    /// Functions that the model may call. With some, the marks of calls stay in the text of the answer.
+    pub tools: Vec<Tool>,
+    /// Further variables, such as `enable_thinking`; reserved names have no effect.
+    pub template_kwargs: PromptJson,
+}
+
+impl From<Vec<ChatMessage>> for Chat {
+    fn from(messages: Vec<ChatMessage>) -> Self {
+        Self { messages, ..Self::default() }
+    }
 }
 
 /// What happens to a request, in this order: at most one start, then deltas, then one end.
@@ -138,6 +157,9 @@ pub struct EngineInfo {
     pub weight_bytes: Bytes,
     /// Whether the model has a chat template; without one only [`Prompt::Text`] can be continued.
     pub has_chat_template: bool,
+    /// How the model writes calls of functions; `None` where its template has no place to tell it of any, and a request
+    /// with functions ends with [`Failure::ToolsUnsupported`].
+    pub call_format: Option<Format>,
 }
 
 /// How busy an engine is.
@@ -202,6 +224,7 @@ impl Engine {
             vocab_size: of.vocab_size,
             weight_bytes: model.weight_bytes(),
             has_chat_template: tokenizer.has_template(),
+            call_format: tokenizer.call_format(),
         };
         let end_tokens = of.eos_token_ids.iter().copied().chain(tokenizer.end_token()).collect();
         let kv_bytes_per_token = kv_bytes_per_token(of, *device);
@@ -243,17 +266,18 @@ impl Engine {
     /// so that the thread of the model never waits for it.
     ///
     /// A prompt that cannot be continued is no error here: its generation ends at once, with
-    /// [`Failure::ContextLengthExceeded`] when it leaves no room for one token of an answer, or with
-    /// [`Failure::InvalidPrompt`]. An answer that would pass the context, or the memory for keys and values, is cut
-    /// there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
+    /// [`Failure::ContextLengthExceeded`] when it leaves no room for one token of an answer, with
+    /// [`Failure::ToolsUnsupported`], or with [`Failure::InvalidPrompt`]. An answer that would pass the context, or the
+    /// memory for keys and values, is cut there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
     ///
     /// # Errors
     /// [`Failure::Overloaded`] when slots and queue are taken; [`Failure::Internal`] when the thread is no more.
     pub fn submit(&self, request: Request) -> Result<Generation, Failure> {
         let Inner { info, tokenizer, end_tokens, shared, jobs, .. } = &*self.0;
         let place = Shared::take_place(shared).ok_or(Failure::Overloaded)?;
-        let (reply, generation) = generation::pair(place);
+        let (reply, mut generation) = generation::pair(place);
         let Request { prompt, params } = request;
+        let calls = matches!(&prompt, Prompt::Chat(chat) if !chat.tools.is_empty());
         let prompt = match encode(tokenizer, &prompt).and_then(|prompt| check(prompt, info)) {
             Ok(prompt) => prompt,
             Err(failure) => {
@@ -265,7 +289,12 @@ impl Engine {
         let read = TokenCount::new(prompt.len() as u64);
         let room = if read < self.0.kv_tokens { info.context.min(self.0.kv_tokens) } else { info.context };
         let tokens_max = params.max_tokens.min(room.saturating_sub(read));
-        let answer = Answer::new(Arc::clone(tokenizer), Arc::clone(end_tokens), &prompt, params, tokens_max);
+        let mut answer =
+            Answer::new(Arc::clone(tokenizer), Arc::clone(end_tokens), &prompt, params, tokens_max);
+        if calls {
+            answer.show_marks();
+        }
+        generation.answer_start = tokenizer.answer_start(&prompt);
         let jobs = jobs.as_ref().ok_or(Failure::Internal)?;
         jobs.send(Job { prompt, answer, reply }).map_err(|_| Failure::Internal)?;
         Ok(generation)
@@ -303,13 +332,21 @@ impl Drop for Inner {
 /// The tokens of a prompt.
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
     let encoded = match prompt {
-        Prompt::Chat(messages) => {
-            let options = TemplateOptions { today: Some(now()), ..TemplateOptions::default() };
+        Prompt::Chat(Chat { messages, tools, template_kwargs }) => {
+            let options = TemplateOptions {
+                tools: tools.clone(),
+                extra: template_kwargs.as_object().clone(),
+                today: Some(now()),
+                ..TemplateOptions::default()
+            };
             tokenizer.encode_chat(messages, &options)
         }
         Prompt::Text(text) => tokenizer.encode_text(text.as_str()),
     };
-    encoded.map_err(|_| Failure::InvalidPrompt)
+    encoded.map_err(|error| match error {
+        InferError::Template(TemplateError::ToolsUnsupported) => Failure::ToolsUnsupported,
+        _ => Failure::InvalidPrompt,
+    })
 }
 
 /// That the model can continue a prompt.
@@ -499,6 +536,7 @@ mod tests {
     use crate::tokenize::tests::byte_level;
     use futures::StreamExt;
     use ram_core::chat::Role;
+    use ram_core::chat::reasoning::Start;
     use ram_core::job::{FinishReason, Sampling, Usage};
 
     fn engine(model: FakeModel, slots: u16, queue_max: u16) -> Engine {
@@ -512,6 +550,7 @@ mod tests {
             vocab_size: 262,
             weight_bytes: Bytes::ZERO,
             has_chat_template: true,
+            call_format: None,
         };
         let slots = NonZeroU16::new(slots).unwrap();
         let prefill_chunk = NonZeroUsize::new(8).unwrap();
@@ -617,10 +656,29 @@ mod tests {
         assert_eq!(failure(empty), Some(Failure::InvalidPrompt));
         // Every character that could break up the forged token stands in the text.
         let all: String = ('\u{fdd0}'..='\u{fdef}').chain("<s>".chars()).collect();
-        let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, all)]);
+        let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, all)].into());
         let refused = engine.submit(Request { prompt, ..request("", 1, 0) }).unwrap();
         assert_eq!(failure(refused), Some(Failure::InvalidPrompt));
         assert_eq!(engine.occupancy().queued, 0, "the places are given back");
+    }
+
+    #[test]
+    fn functions_are_refused_where_the_template_has_no_place_for_them() {
+        let engine = engine(FakeModel::default(), 1, 0);
+        assert_eq!(engine.info().call_format, None);
+        let tools = vec![serde_json::from_str::<Tool>(r#"{"name": "now"}"#).unwrap()];
+        let messages = vec![ChatMessage::new(Role::User, "hi")];
+        let prompt = Prompt::Chat(Chat { messages, tools, ..Chat::default() });
+        let refused = engine.submit(Request { prompt, ..request("", 1, 0) }).unwrap();
+        assert_eq!(failure(refused), Some(Failure::ToolsUnsupported));
+    }
+
+    #[test]
+    fn a_generation_knows_whether_its_prompt_has_begun_the_thought() {
+        let engine = engine(FakeModel::default(), 2, 0);
+        let start = |words: &str| engine.submit(request(words, 1, 0)).unwrap().answer_start();
+        assert_eq!(start("say <think>\n"), Start::Reasoning);
+        assert_eq!(start("<think>\n\n</think>\n\n"), Start::Answer);
     }
 
     #[test]

@@ -97,7 +97,7 @@ fn request(question: &Question) -> Request {
         stop: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
     };
-    Request { prompt: Prompt::Chat(history.chain([asked]).collect()), params }
+    Request { prompt: Prompt::Chat(history.chain([asked]).collect::<Vec<_>>().into()), params }
 }
 
 /// The whole text of an answer.

@@ -18,7 +18,8 @@
 //! | `chat_template_kwargs` | variables of the model's chat template; not OpenAI's |
 //! | `reasoning_effort` | a hint to the model's chat template: see [`ChatRequest::chat_template_kwargs`] |
 //! | `response_format` | `text` honoured; `json_object` and `json_schema` refused |
-//! | `verbosity`, `service_tier`, `modalities`, `store`, `prompt_cache_retention` | what is so anyway is accepted: `medium`; `auto` and `default`; `["text"]`; false; `in_memory`. Else refused |
+//! | `verbosity`, `service_tier` | `medium`; `auto` and `default`; others refused |
+//! | `modalities`, `store`, `prompt_cache_retention` | `["text"]`; false; `in_memory`; others refused |
 //! | `metadata`, `user`, `safety_identifier`, `prompt_cache_key` | checked and accepted; they ask for nothing |
 //! | `audio`, `prediction`, `web_search_options`, `moderation`, `prompt_cache_options` | refused |
 

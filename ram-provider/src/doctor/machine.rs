@@ -267,7 +267,7 @@ fn smoke() -> Result<String, String> {
         stop: Vec::new(),
         sampling: Sampling { temperature: 0.0, ..Sampling::default() },
     };
-    let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, QUESTION)]);
+    let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, QUESTION)].into());
     let generation = engine.submit(Request { prompt, params }).map_err(|failure| failure.to_string())?;
     let mut text = String::new();
     for event in generation.into_blocking() {

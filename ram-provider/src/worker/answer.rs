@@ -51,7 +51,7 @@ impl Answer {
     /// The answer that `generation` writes; `calls` finds the calls in it, where there are functions to call.
     pub(super) fn new(served: Lease, generation: Generation, calls: Option<CallFilter>) -> Self {
         Self {
-            splitter: Splitter::new(served.start, calls),
+            splitter: Splitter::new(generation.answer_start(), calls),
             served,
             generation,
             pace: Pace::default(),

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use ram_core::chat::calls::{CallFilter, Parallel};
 use ram_core::job::{Failure, Job, Outcome};
-use ram_infer::engine::{Prompt, Request};
+use ram_infer::engine::{Chat, Prompt, Request};
 use tokio::time::{Instant, timeout_at};
 
 use super::shelf::Take;
@@ -88,9 +89,12 @@ impl Lease {
     pub(super) async fn answer(self, job: Job) -> Result<Answer, Failure> {
         // The lease goes along: who hangs up now must not have the model unloaded under the prompt.
         let submitted = tokio::task::spawn_blocking(move || {
-            let Job { messages, params, .. } = job;
-            let generation = self.engine.submit(Request { prompt: Prompt::Chat(messages), params })?;
-            Ok(Answer::new(self, generation, None))
+            let Job { id, messages, tools, chat_template_kwargs, params, .. } = job;
+            let format = self.engine.info().call_format.filter(|_| !tools.is_empty());
+            let calls = format.map(|format| CallFilter::new(format, tools.clone(), Parallel::Many, id));
+            let chat = Chat { messages, tools, template_kwargs: chat_template_kwargs };
+            let generation = self.engine.submit(Request { prompt: Prompt::Chat(chat), params })?;
+            Ok(Answer::new(self, generation, calls))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }

@@ -4,17 +4,13 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use ram_core::chat::reasoning::Start;
-use ram_core::chat::template::TemplateOptions;
-use ram_core::chat::{ChatMessage, Role};
 use ram_core::id::ModelId;
 use ram_core::memory::{self, Breakdown, HEADROOM_PERCENT, Room, Verdict, Workload};
 use ram_core::provider::Hardware;
-use ram_core::units::{Bytes, Timestamp, TokenCount};
+use ram_core::units::{Bytes, TokenCount};
 use ram_infer::device::Device;
 use ram_infer::engine::{Engine, EngineConfig};
 use ram_infer::error::InferError;
-use ram_infer::tokenize::Tokenizer;
 
 use super::shelf::Claim;
 use super::{Model, Served, memory_cap, queue_max};
@@ -112,27 +108,11 @@ impl Served {
             kv_bytes_max: Some(model.kv_bytes_max),
             ..EngineConfig::default()
         };
-        let load = || {
-            let start = answer_start(&model.dir)?;
-            Engine::load(&model.dir, &Device::best(), engine_config).map(|engine| (engine, start))
-        };
-        match load() {
-            Ok((engine, start)) => Ok(Self { model, engine, start }),
+        match Engine::load(&model.dir, &Device::best(), engine_config) {
+            Ok(engine) => Ok(Self { model, engine }),
             Err(source) => Err(broken(&model.id, &model.dir, source)),
         }
     }
-}
-
-/// Whether the model's template opens `<think>` for the model, seen on the prompt of a probe.
-fn answer_start(dir: &Path) -> Result<Start, InferError> {
-    let tokenizer = Tokenizer::load(dir)?;
-    if !tokenizer.has_template() {
-        return Ok(Start::Answer);
-    }
-    let options = TemplateOptions { today: Some(Timestamp::ZERO), ..TemplateOptions::default() };
-    let probe = [ChatMessage::new(Role::User, "hello")];
-    let prompt = tokenizer.decode(&tokenizer.encode_chat(&probe, &options)?)?;
-    Ok(Start::after_prompt(&prompt))
 }
 
 #[cfg(test)]

@@ -18,7 +18,6 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ram_core::chat::reasoning::Start;
 use ram_core::id::ModelId;
 use ram_core::job::{Failure, Job, Outcome};
 use ram_core::provider::{Hardware, ModelOffer, Speed};
@@ -83,7 +82,6 @@ pub struct Model {
 struct Served {
     model: Arc<Model>,
     engine: Engine,
-    start: Start,
 }
 
 /// A model as its operator sees it.

@@ -293,7 +293,8 @@ fn what_is_held_back_has_an_end() {
     const TAGS_BYTES: usize = "<tool_call></tool_call>".len();
     assert_eq!(filter(Format::Tags, [call(CALL_BYTES_MAX).as_str()]).1.len(), 1);
     let long = call(CALL_BYTES_MAX + 1);
-    assert_eq!(filter(Format::Tags, [long.as_str()]), (long, vec![]));
+    let (content, calls) = filter(Format::Tags, [long.as_str()]);
+    assert!(content == long && calls.is_empty());
     let mut filter = CallFilter::new(Format::Tags, tools(), Parallel::Many, JobId::from_bits(1));
     let mut held = 0_usize;
     for piece in "<tool_call>{\"".repeat(100_000).as_bytes().chunks(1000) {

@@ -21,9 +21,11 @@ use std::sync::Arc;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Serde, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
-use serde_json::Map;
+use serde_json::{Map, json};
 
 use super::ChatMessage;
+use super::calls::Format;
+use super::tools::{Tool, ToolCall};
 use crate::units::Timestamp;
 
 mod python;
@@ -70,6 +72,9 @@ pub enum TemplateError {
     /// The template took more than [`FUEL`] instructions.
     #[error("the chat template took more than {FUEL} instructions")]
     OutOfFuel,
+    /// There are functions to call, and the template has no place for them.
+    #[error("the chat template has no place for functions to call")]
+    ToolsUnsupported,
     /// The rendered prompt would be longer than [`PROMPT_BYTES_MAX`].
     #[error("the rendered prompt is over the limit of {PROMPT_BYTES_MAX} bytes")]
     PromptTooLong,
@@ -91,7 +96,9 @@ pub struct SpecialTokens {
 pub struct TemplateOptions {
     /// Whether the prompt ends with the head of the assistant's turn. True by default.
     pub add_generation_prompt: bool,
-    /// Further variables, such as `enable_thinking` or `tools`.
+    /// Functions that the model may call.
+    pub tools: Vec<Tool>,
+    /// Further variables, such as `enable_thinking`. None of them hides what the template gets from elsewhere.
     pub extra: Map<String, serde_json::Value>,
     /// The instant that `strftime_now` writes, in UTC. With none the function is not defined, and templates fall back
     /// on a date of their own.
@@ -100,7 +107,7 @@ pub struct TemplateOptions {
 
 impl Default for TemplateOptions {
     fn default() -> Self {
-        Self { add_generation_prompt: true, extra: Map::new(), today: None }
+        Self { add_generation_prompt: true, tools: Vec::new(), extra: Map::new(), today: None }
     }
 }
 
@@ -136,6 +143,8 @@ struct Parsed {
     environment: Environment<'static>,
     source: String,
     special: SpecialTokens,
+    supports_tools: bool,
+    takes_no_content: bool,
 }
 
 impl ChatTemplate {
@@ -153,7 +162,22 @@ impl ChatTemplate {
             line: error.line().unwrap_or(1),
             reason: error.detail().unwrap_or("syntax error").chars().take(REFUSAL_CHARS_MAX).collect(),
         })?;
-        Ok(Self(Arc::new(Parsed { environment, source, special })))
+        let template = environment.get_template(NAME);
+        let supports_tools = template.is_ok_and(|it| it.undeclared_variables(false).contains("tools"));
+        let takes_no_content = takes_no_content(&source);
+        Ok(Self(Arc::new(Parsed { environment, source, special, supports_tools, takes_no_content })))
+    }
+
+    /// Whether the template reads the variable `tools`: without, a model never hears of the functions it may call.
+    #[must_use]
+    pub fn supports_tools(&self) -> bool {
+        self.0.supports_tools
+    }
+
+    /// How a model of this template writes its calls; `None` where it cannot be told of functions.
+    #[must_use]
+    pub fn call_format(&self) -> Option<Format> {
+        self.0.supports_tools.then(|| Format::of_template(&self.0.source))
     }
 
     /// The prompt of a conversation, as the model wants to read it.
@@ -161,16 +185,35 @@ impl ChatTemplate {
     /// The same arguments give the same text, on every machine and at every time.
     ///
     /// # Errors
+    /// [`TemplateError::ToolsUnsupported`] when there are functions and [`Self::supports_tools`] is false;
     /// [`TemplateError::Refused`] when the conversation is at fault; any other variant when the template is.
-    #[expect(clippy::missing_panics_doc, reason = "the renderer writes whole strings")]
     pub fn render(
         &self,
         messages: &[ChatMessage],
         options: &TemplateOptions,
     ) -> Result<String, TemplateError> {
+        if !options.tools.is_empty() && !self.0.supports_tools {
+            return Err(TemplateError::ToolsUnsupported);
+        }
+        let called = messages.iter().any(|message| !message.tool_calls.is_empty());
+        match self.render_with(messages, options, Arguments::Object) {
+            // DeepSeek's join the arguments to a text, where transformers and most families have an object.
+            Err(TemplateError::Failed { .. }) if called => {
+                self.render_with(messages, options, Arguments::Text)
+            }
+            rendered => rendered,
+        }
+    }
+
+    fn render_with(
+        &self,
+        messages: &[ChatMessage],
+        options: &TemplateOptions,
+        arguments: Arguments,
+    ) -> Result<String, TemplateError> {
         let template = self.0.environment.get_template(NAME).map_err(|error| self.blame(&error))?;
         let mut prompt = Bounded::default();
-        let rendered = template.render_captured_to(self.variables(messages, options), &mut prompt);
+        let rendered = template.render_captured_to(self.variables(messages, options, arguments), &mut prompt);
         if prompt.overrun {
             return Err(TemplateError::PromptTooLong);
         }
@@ -179,11 +222,14 @@ impl ChatTemplate {
     }
 
     /// Everything that the template can see.
-    fn variables(&self, messages: &[ChatMessage], options: &TemplateOptions) -> Value {
+    fn variables(&self, messages: &[ChatMessage], options: &TemplateOptions, arguments: Arguments) -> Value {
         let special = &self.0.special;
-        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
+        let extra = options.extra.iter().filter(|(name, _)| !is_reserved(name));
+        let mut variables: BTreeMap<&str, Value> =
+            extra.map(|(name, value)| (name.as_str(), Value::from(Serde(value)))).collect();
         // As in transformers, these two are there and none, not undefined.
-        variables.insert("tools", Value::from(()));
+        let tools: Vec<serde_json::Value> = options.tools.iter().map(described).collect();
+        variables.insert("tools", if tools.is_empty() { ().into() } else { Value::from(Serde(&tools)) });
         variables.insert("documents", Value::from(()));
         for (name, token) in &special.others {
             variables.insert(name, Value::from(token.as_str()));
@@ -192,14 +238,13 @@ impl ChatTemplate {
         for (name, token) in named.into_iter().filter_map(|(name, token)| Some((name, token.as_deref()?))) {
             variables.insert(name, Value::from(token));
         }
-        for (name, value) in &options.extra {
-            variables.insert(name, Value::from(Serde(value)));
-        }
         if let Some(today) = options.today {
             let strftime = move |format: &str| python::strftime(today, format);
             variables.insert("strftime_now", Value::from_function(strftime));
         }
-        variables.insert("messages", Value::from(Serde(messages)));
+        let turn = |message| turn(message, arguments, self.0.takes_no_content);
+        let turns: Vec<serde_json::Value> = messages.iter().map(turn).collect();
+        variables.insert("messages", Value::from(Serde(&turns)));
         variables.insert("add_generation_prompt", Value::from(options.add_generation_prompt));
         Value::from_pairs(variables)
     }
@@ -224,6 +269,59 @@ impl fmt::Debug for ChatTemplate {
     }
 }
 
+/// How the arguments of a call are given to a template.
+#[derive(Clone, Copy)]
+enum Arguments {
+    /// As what they say, where they are JSON.
+    Object,
+    /// As the model wrote them.
+    Text,
+}
+
+/// A function as transformers has it.
+fn described(tool: &Tool) -> serde_json::Value {
+    json!({"type": "function", "function": tool.function()})
+}
+
+/// A message as transformers has it: what is not there has no key, for templates ask `'tool_calls' in message`.
+fn turn(message: &ChatMessage, arguments: Arguments, takes_no_content: bool) -> serde_json::Value {
+    let ChatMessage { role, content, name, tool_calls, tool_call_id } = message;
+    let mut turn = json!({"role": role, "content": content});
+    if takes_no_content && !tool_calls.is_empty() && content.as_str().is_empty() {
+        turn["content"] = serde_json::Value::Null;
+    }
+    if let Some(name) = name {
+        turn["name"] = json!(name);
+    }
+    if !tool_calls.is_empty() {
+        turn["tool_calls"] = tool_calls.iter().map(|call| called(call, arguments)).collect();
+    }
+    if let Some(id) = tool_call_id {
+        turn["tool_call_id"] = json!(id);
+    }
+    turn
+}
+
+/// A call as transformers has it.
+fn called(call: &ToolCall, arguments: Arguments) -> serde_json::Value {
+    let text = match call.arguments.as_str().trim() {
+        "" => "{}", // some servers write so where there are none
+        text => text,
+    };
+    let parsed = match arguments {
+        Arguments::Object => serde_json::from_str(text).ok(),
+        Arguments::Text => None,
+    };
+    let arguments: serde_json::Value = parsed.unwrap_or_else(|| text.into());
+    json!({"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}})
+}
+
+/// Whether the template asks for content that is none, as an assistant's is that only called. DeepSeek's looks for
+/// calls there alone; others, Qwen3's for one, search a text and fail on none, so they get an empty one.
+fn takes_no_content(source: &str) -> bool {
+    ["content is none", "content'] is none", "content\"] is none"].iter().any(|asks| source.contains(asks))
+}
+
 /// Name of the one template in its environment; no extension, so nothing is escaped.
 const NAME: &str = "chat_template";
 
@@ -239,6 +337,8 @@ fn environment() -> Environment<'static> {
     environment.set_unknown_method_callback(python::method);
     environment.set_formatter(python::print);
     environment.add_filter("tojson", python::to_json);
+    // As in Jinja2, where nothing is to be had of none; undefined and texts can be run through.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", raise_exception);
     environment
 }
@@ -336,6 +436,37 @@ mod tests {
         assert_eq!(render(&long, &[]), Err(TemplateError::PromptTooLong));
         let source = "x".repeat(SOURCE_BYTES_MAX + 1);
         assert_eq!(render(&source, &[]), Err(TemplateError::SourceTooLong(SOURCE_BYTES_MAX + 1)));
+    }
+
+    #[test]
+    fn functions_are_refused_by_a_template_that_has_no_place_for_them() {
+        let tool: Tool = serde_json::from_value(json!({"name": "now"})).unwrap();
+        let options = TemplateOptions { tools: vec![tool], ..TemplateOptions::default() };
+        let check = |source: &str, expected: Result<&str, TemplateError>| {
+            let template = ChatTemplate::new(source, SpecialTokens::default()).unwrap();
+            assert_eq!(template.render(&[], &options), expected.map(str::to_owned), "{source}");
+            assert_eq!(template.supports_tools(), template.call_format().is_some());
+        };
+        check("{{ tools[0].function.name }}", Ok("now"));
+        check("{% if x is defined %}{% set tools = x %}{% endif %}{{ tools[0].function.name }}", Ok("now"));
+        check("{% macro f() %}{{ tools | length }}{% endmacro %}{{ f() }}", Ok("1"));
+        for source in
+            ["hi", "no tools", "{# tools #}", "{{ message.tools }}", "{% set tools = 1 %}{{ tools }}"]
+        {
+            check(source, Err(TemplateError::ToolsUnsupported));
+        }
+    }
+
+    #[test]
+    fn a_callers_variable_hides_nothing() {
+        let extra = json!({"messages": 1, "tools": 1, "eos_token": "x", "mine": "y", "raise_exception": 2});
+        let options =
+            TemplateOptions { extra: extra.as_object().unwrap().clone(), ..TemplateOptions::default() };
+        let source = "{{ messages | length }}{{ tools }}{{ eos_token }}{{ mine }}{{ raise_exception('no') }}";
+        let template = ChatTemplate::new(source, SpecialTokens::default()).unwrap();
+        assert_eq!(template.render(&[], &options), Err(TemplateError::Refused(Some("no".into()))));
+        let template = ChatTemplate::new(&source[..source.len() - 27], SpecialTokens::default()).unwrap();
+        assert_eq!(template.render(&[], &options).unwrap(), "0Noney");
     }
 
     #[test]
