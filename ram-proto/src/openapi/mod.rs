@@ -1,8 +1,8 @@
 //! The description of the API in OpenAPI 3.1: the schemas of what is sent and received, and what each path answers.
 //!
 //! Answers are described by the types that write them. A chat request is read by hand, field by field, so its schema is
-//! written by hand too ([`chat`]), and a test holds it against
-//! [`ChatRequest::parse`](crate::openai::ChatRequest::parse). What each path takes and answers stands in [`paths`].
+//! written by hand too (`chat`), and a test holds it against
+//! [`ChatRequest::parse`](crate::openai::ChatRequest::parse). What each path takes and answers stands in `paths`.
 
 mod chat;
 mod paths;
