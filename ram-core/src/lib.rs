@@ -20,6 +20,8 @@ pub mod id;
 pub mod job;
 pub mod layers;
 pub mod memory;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod provider;
 pub mod reputation;
 pub mod route;

@@ -27,6 +27,7 @@ pub struct ProviderSpec {
 
 /// The machine, as the provider's own probes see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Hardware {
     /// Marketing name of the chip or CPU, such as `Apple M3 Max`.
     pub chip: String,
@@ -42,6 +43,7 @@ pub struct Hardware {
 
 /// One model that a provider can serve, and how ready it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelOffer {
     /// The model, by full id.
     pub model: ModelId,
@@ -53,6 +55,7 @@ pub struct ModelOffer {
 
 /// How ready a model is on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ModelState {
     /// In memory: the next token is one step away.
@@ -65,6 +68,7 @@ pub enum ModelState {
 
 /// Measured speeds of one model on one machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Speed {
     /// Prompt tokens read per second.
     pub prefill: TokenRate,
@@ -74,6 +78,7 @@ pub struct Speed {
 
 /// How busy a node is right now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Load {
     /// Requests that run.
     pub running: u16,
@@ -89,6 +94,7 @@ pub struct Load {
 
 /// Thermal state, in the four steps that macOS names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Thermal {
     /// No throttling.

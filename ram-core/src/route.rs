@@ -92,6 +92,7 @@ pub struct Choice {
 
 /// Why a provider cannot serve a job. Reasons are tried in this order, and the first that holds is named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(tag = "reason", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Refusal {

@@ -26,7 +26,7 @@ use crate::units::{Bytes, TokenCount};
 
 /// Tokens that no answer shows: the tags around thoughts and the line breaks within them, on both sides.
 const MARKUP_TOKENS: u64 = 16;
-/// Tokens around the name of a tool call, or around its arguments, that are not shown: tags, and the JSON that holds it.
+/// Tokens around the name of a tool call, or around its arguments, that are not shown: tags, and the JSON around it.
 const CALL_TOKENS: u64 = 16;
 /// Most names and arguments that are allowed such tokens: beyond, only what is shown counts.
 const CALLS_MAX: u64 = 256;

@@ -2,9 +2,10 @@
 //!
 //! `transformers` reads `<|im_end|>` anywhere in the rendered prompt as the control token, in a user's words too, so
 //! that a quoted text could end its turn and speak as the system. Here the spelling of a control token inside of a
-//! message, of a function to call, of a call or of a caller's variable is broken in two before rendering, by a character
-//! at which the rendered prompt is cut again, and encoded as the plain text that it is. A control token is one that the
-//! tokenizer calls special, or one spelled `<|…|>` that the template itself writes (some models forget to mark theirs).
+//! message, of a function to call, of a call or of a caller's variable is broken in two before rendering, by a
+//! character at which the rendered prompt is cut again, and encoded as the plain text that it is. A control token is
+//! one that the tokenizer calls special, or one spelled `<|…|>` that the template itself writes (some models forget to
+//! mark theirs).
 //!
 //! `<think>` and its end stay what they are: templates look for them in earlier answers. A conversation without such a
 //! spelling is encoded exactly as `transformers` encodes it.

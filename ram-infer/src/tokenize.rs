@@ -126,7 +126,8 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`InferError::NoTemplate`] when the model has none; [`InferError::Template`] when it refuses the conversation,
-    /// cannot be told of its functions, or fails on it; [`InferError::NotEncodable`] when the vocabulary has no word for it.
+    /// cannot be told of its functions, or fails on it; [`InferError::NotEncodable`] when the vocabulary has no word
+    /// for it.
     pub fn encode_chat(
         &self,
         messages: &[ChatMessage],

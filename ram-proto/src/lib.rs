@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`control`] | the other end of a provider's session |
 //! | [`openai`] | programs that speak OpenAI's API: requests, answers, streams, errors |
+//! | `openapi` (a feature) | programs that read descriptions of an API |
 //! | [`rest`] | dashboards and probes: `/api/v1`, `/health`, `/readyz` |
 //! | [`routes`] | whoever needs a path |
 //!
@@ -13,5 +14,7 @@
 
 pub mod control;
 pub mod openai;
+#[cfg(feature = "openapi")]
+pub mod openapi;
 pub mod rest;
 pub mod routes;

@@ -6,12 +6,13 @@
 use serde::{Deserialize, Serialize};
 
 use ram_core::id::{ModelId, NodeName, ProviderId};
-use ram_core::provider::{Hardware, Load, ModelOffer};
+use ram_core::provider::{Hardware, Load, ModelOffer, Speed};
 use ram_core::route::Refusal;
 use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
 
 /// `GET /api/v1/providers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProviderList {
     /// The providers online, in the order of their ids.
     pub providers: Vec<ProviderView>,
@@ -19,6 +20,7 @@ pub struct ProviderList {
 
 /// `GET /api/v1/providers/{id}`: one provider, as anybody may see it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ProviderView {
     /// Its id.
     pub id: ProviderId,
@@ -50,6 +52,7 @@ pub struct ProviderView {
 
 /// Whether a provider would be given a usual request for one model at this moment, and if not, why not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelExplanation {
     /// The model, by full id.
     pub model: ModelId,
@@ -65,6 +68,7 @@ pub struct ModelExplanation {
 
 /// `GET /api/v1/stats`: the network as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NetworkStats {
     /// Providers online.
     pub providers_online: u64,
@@ -88,6 +92,7 @@ pub struct NetworkStats {
 
 /// One model in [`NetworkStats`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelStats {
     /// The model, by full id.
     pub model: ModelId,
@@ -97,8 +102,88 @@ pub struct ModelStats {
     pub loaded: u64,
 }
 
+/// `GET /api/v1/models`: what can be asked for, and what stands behind it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NetworkModels {
+    /// The whole catalogue, smallest model first.
+    pub models: Vec<NetworkModel>,
+}
+
+/// One model in [`NetworkModels`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NetworkModel {
+    /// The model, by full id.
+    pub model: ModelId,
+    /// Its short name.
+    pub alias: ModelId,
+    /// Longest conversation, prompt and answer together.
+    pub context: TokenCount,
+    /// Memory that its weights take.
+    pub weights: Bytes,
+    /// Providers online that offer it.
+    pub providers: u64,
+    /// Those of them that have it in memory.
+    pub loaded: u64,
+    /// Price of 1,000 tokens now, of prompt and answer alike.
+    pub price_per_1k: XRam,
+    /// Measured on the provider online that writes fastest; none where nobody has run it.
+    pub speed: Option<Speed>,
+}
+
+/// `GET /api/v1/pricing`: what 1,000 tokens cost now.
+///
+/// A model's price is its rate times the multiplier, within the floor and the ceiling. It is fixed for a request when
+/// the request is taken, and prompt and answer cost the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Pricing {
+    /// What load makes of every rate, in thousandths; it moves once a minute.
+    pub multiplier: Permille,
+    /// Least price of 1,000 tokens.
+    pub floor: XRam,
+    /// Highest price of 1,000 tokens.
+    pub ceiling: XRam,
+    /// The whole catalogue, smallest model first.
+    pub models: Vec<ModelPrice>,
+}
+
+/// One model in [`Pricing`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ModelPrice {
+    /// The model, by full id.
+    pub model: ModelId,
+    /// Its short name.
+    pub alias: ModelId,
+    /// Price of 1,000 tokens at a multiplier of one.
+    pub rate_per_1k: XRam,
+    /// Price of 1,000 tokens now.
+    pub price_per_1k: XRam,
+}
+
+/// `GET /api/v1/quote`: what one request can cost at most, were it taken now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Quote {
+    /// The model, as the caller named it.
+    pub model: ModelId,
+    /// Price of 1,000 tokens now.
+    pub price_per_1k: XRam,
+    /// Tokens of the prompt, as the caller stated them.
+    pub prompt_tokens: TokenCount,
+    /// Most tokens of the answer: as asked for, never more than the model's context.
+    pub max_tokens: TokenCount,
+    /// Whether the prompt leaves room for an answer in the model's context.
+    pub fits: bool,
+    /// The price of all these tokens. What an answer costs in the end follows from the tokens that were delivered.
+    pub cost_max: XRam,
+}
+
 /// `GET /health`: the process lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Health {
     /// Always `ok`.
     pub status: HealthStatus,
@@ -108,6 +193,7 @@ pub struct Health {
 
 /// The word `ok`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum HealthStatus {
     /// The only one: a process that is not well does not answer.
@@ -117,6 +203,7 @@ pub enum HealthStatus {
 
 /// `GET /readyz`: whether the process can serve; 200 when ready, else 503.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ready {
     /// Whether every check is good.
     pub ready: bool,
@@ -126,6 +213,7 @@ pub struct Ready {
 
 /// One check of [`Ready`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ReadyCheck {
     /// What was checked, such as `store`.
     pub name: String,

@@ -22,6 +22,14 @@ pub const PROVIDERS: &str = "/api/v1/providers";
 pub const PROVIDER: &str = "/api/v1/providers/{id}";
 /// `GET`: the network as a whole.
 pub const STATS: &str = "/api/v1/stats";
+/// `GET`: the models, with who serves each, how fast and at which price.
+pub const NETWORK_MODELS: &str = "/api/v1/models";
+/// `GET`: what 1,000 tokens cost now.
+pub const PRICING: &str = "/api/v1/pricing";
+/// `GET`: what one request can cost at most.
+pub const QUOTE: &str = "/api/v1/quote";
+/// `GET`: the description of all this, in OpenAPI 3.1.
+pub const OPENAPI: &str = "/openapi.json";
 
 /// `GET`, for the operator: what is counted, as Prometheus reads it.
 pub const METRICS: &str = "/metrics";
@@ -43,8 +51,21 @@ pub const ADMIN: [&str; 7] =
     [METRICS, ADMIN_KEYS, ADMIN_KEY, ADMIN_KEY_CREDIT, ADMIN_DRAIN, ADMIN_CONFIG, ADMIN_PROVIDER_DRAIN];
 
 /// All that anybody may ask for.
-pub const ALL: [&str; 9] =
-    [CHAT_COMPLETIONS, MODELS, MODEL, HEALTH, READY, PROVIDER_SOCKET, PROVIDERS, PROVIDER, STATS];
+pub const ALL: [&str; 13] = [
+    CHAT_COMPLETIONS,
+    MODELS,
+    MODEL,
+    HEALTH,
+    READY,
+    PROVIDER_SOCKET,
+    PROVIDERS,
+    PROVIDER,
+    STATS,
+    NETWORK_MODELS,
+    PRICING,
+    QUOTE,
+    OPENAPI,
+];
 
 /// The path of one model.
 #[must_use]

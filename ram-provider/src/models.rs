@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ram_core::catalog;
@@ -24,6 +25,8 @@ use crate::config::{DEFAULT_MODEL, ModelChoice};
 const BUNDLED_DIR: &str = "models/ram-demo";
 /// What names the files of a model whose weights are in several.
 const INDEX_FILE: &str = "model.safetensors.index.json";
+/// Longest index that is read: a model of 60,000 tensors has one of 6 MB.
+const INDEX_BYTES_MAX: u64 = 16 << 20;
 const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model that lies on this machine.
@@ -125,16 +128,19 @@ pub(crate) fn needs_of(config: &ModelConfig, weights: Bytes, workload: Workload)
 /// that are not there, as a download that was cut short leaves behind.
 pub(crate) fn inspect(dir: &Path) -> Result<(), InferError> {
     needs(dir, Workload::default())?;
-    let shards =
-        fs::read(dir.join(INDEX_FILE)).ok().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
-    let shards =
-        shards.map(|index| index.weight_map.into_values().collect::<BTreeSet<_>>()).unwrap_or_default();
-    for file in shards.into_iter().chain([TOKENIZER_FILE.to_owned()]) {
+    for file in shards(dir).into_iter().chain([TOKENIZER_FILE.to_owned()]) {
         if !dir.join(&file).is_file() {
             return Err(InferError::MissingFile { file });
         }
     }
     Ok(())
+}
+
+/// The weight files that the index names; none where there is no index.
+fn shards(dir: &Path) -> BTreeSet<String> {
+    let index = fs::File::open(dir.join(INDEX_FILE)).ok();
+    let index = index.and_then(|file| serde_json::from_reader::<_, Index>(file.take(INDEX_BYTES_MAX)).ok());
+    index.map(|index| index.weight_map.into_values().collect()).unwrap_or_default()
 }
 
 /// Which file holds which tensor; the engine reads it with more care.

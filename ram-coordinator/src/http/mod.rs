@@ -16,6 +16,8 @@ mod idempotency;
 mod models;
 mod network;
 mod observe;
+mod openapi;
+mod pricing;
 mod snapshot;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -116,6 +118,10 @@ pub fn router(gateway: Gateway) -> Router {
         .route(routes::PROVIDERS, get(network::providers))
         .route(routes::PROVIDER, get(network::provider))
         .route(routes::STATS, get(network::stats))
+        .route(routes::NETWORK_MODELS, get(pricing::models))
+        .route(routes::PRICING, get(pricing::prices))
+        .route(routes::QUOTE, get(pricing::quote))
+        .route(routes::OPENAPI, get(openapi::document))
         .route(routes::PROVIDER_SOCKET, get(provider_socket))
         .fallback(|| async { Refusal(ApiError::unknown_route()) })
         .method_not_allowed_fallback(method_not_allowed);

@@ -71,7 +71,7 @@ pub struct Limits {
     pub prompt_bytes: Bytes,
     /// Open jobs of one key: an application with many users behind it, and never all of [`jobs`](Self::jobs).
     pub jobs_per_key: usize,
-    /// Open jobs of one address with the demo key, each answer of a request being one: two requests of the most answers.
+    /// Open jobs of one address with the demo key: two requests of the most answers, for each answer is a job.
     pub jobs_per_address: usize,
     /// Jobs that wait for one model.
     pub queue_per_model: usize,

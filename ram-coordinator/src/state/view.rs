@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use ram_core::catalog;
+use ram_chain::pricing;
+use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::provider::ModelState;
 use ram_core::route;
 use ram_core::units::{Timestamp, TokenCount};
-use ram_proto::rest::{ModelExplanation, ModelStats, NetworkStats, ProviderList, ProviderView};
+use ram_proto::openai::DEFAULT_MAX_TOKENS;
+use ram_proto::rest::{
+    ModelExplanation, ModelPrice, ModelStats, NetworkModel, NetworkModels, NetworkStats, Pricing,
+    ProviderList, ProviderView, Quote,
+};
 
 use super::Coordinator;
 use super::jobs::wish_for;
@@ -110,6 +115,63 @@ impl Coordinator {
             xram_charged: self.totals.charged,
             models: self.model_stats(),
         }
+    }
+
+    /// The catalogue, with who serves each model, how fast and at which price.
+    #[must_use]
+    pub fn network_models(&self) -> NetworkModels {
+        let models = catalog::all().iter().filter_map(|spec| self.network_model(spec)).collect();
+        NetworkModels { models }
+    }
+
+    fn network_model(&self, spec: &ModelSpec) -> Option<NetworkModel> {
+        let model = spec.model_id();
+        let offers = || self.registry.offering(&model).filter_map(|(_, node)| node.offer(&model));
+        Some(NetworkModel {
+            alias: spec.alias.parse().ok()?,
+            context: spec.context(),
+            weights: spec.weight_bytes(),
+            providers: offers().count() as u64,
+            loaded: offers().filter(|offer| offer.state == ModelState::Loaded).count() as u64,
+            price_per_1k: pricing::price_per_1k(spec.rate(), self.multiplier),
+            speed: offers().filter_map(|offer| offer.speed).max_by_key(|speed| speed.decode),
+            model,
+        })
+    }
+
+    /// What 1,000 tokens cost now.
+    #[must_use]
+    pub fn pricing(&self) -> Pricing {
+        let price = |spec: &ModelSpec| {
+            Some(ModelPrice {
+                model: spec.model_id(),
+                alias: spec.alias.parse().ok()?,
+                rate_per_1k: spec.rate(),
+                price_per_1k: pricing::price_per_1k(spec.rate(), self.multiplier),
+            })
+        };
+        Pricing {
+            multiplier: self.multiplier.permille(),
+            floor: pricing::PRICE_FLOOR,
+            ceiling: pricing::PRICE_CEILING,
+            models: catalog::all().iter().filter_map(price).collect(),
+        }
+    }
+
+    /// What a request can cost at most, were it taken now; `None` for a model that the catalogue does not know.
+    #[must_use]
+    pub fn quote(
+        &self,
+        model: ModelId,
+        prompt_tokens: TokenCount,
+        max_tokens: Option<TokenCount>,
+    ) -> Option<Quote> {
+        let spec = catalog::resolve(model.as_str())?;
+        let price_per_1k = pricing::price_per_1k(spec.rate(), self.multiplier);
+        let max_tokens = max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(spec.context());
+        let cost_max = pricing::worst_case(price_per_1k, prompt_tokens, max_tokens)?;
+        let fits = prompt_tokens < spec.context();
+        Some(Quote { model, price_per_1k, prompt_tokens, max_tokens, fits, cost_max })
     }
 
     fn model_stats(&self) -> Vec<ModelStats> {

@@ -34,6 +34,8 @@ struct Try {
     provider: ProviderId,
     prompt: Option<TokenCount>,
     delivered: TokenCount,
+    /// Whether the user has anything of them: tokens can be claimed that say nothing.
+    told: bool,
 }
 
 /// How it was for the user.
@@ -87,9 +89,9 @@ impl Fate {
         let last = self.tries.last().map(|last| last.attempt.get());
         assert_eq!(attempt.get(), last.map_or(1, |last| last + 1), "{self}: tries are counted one by one");
         assert!(self.tried().all(|tried| tried != provider), "{self}: {provider} has failed it already");
-        let delivered = self.tries.iter().any(|one| one.delivered > TokenCount::ZERO);
-        assert!(!delivered, "{self}: begins anew after the user has words");
-        let fresh = Try { attempt, conn, provider, prompt: None, delivered: TokenCount::ZERO };
+        let told = self.tries.iter().any(|one| one.told);
+        assert!(!told, "{self}: begins anew after the user has words");
+        let fresh = Try { attempt, conn, provider, prompt: None, delivered: TokenCount::ZERO, told: false };
         self.tries.push(fresh);
     }
 
@@ -110,6 +112,10 @@ impl Fate {
     pub fn delivered(&mut self, chunk: &Chunk) {
         if let Some(last) = self.tries.last_mut() {
             last.delivered += chunk.tokens;
+            let texts = [&chunk.content, &chunk.reasoning];
+            last.told |= texts.iter().any(|text| !text.as_str().is_empty())
+                || !chunk.tool_calls.is_empty()
+                || !chunk.logprobs.is_empty();
         }
     }
 

@@ -25,8 +25,8 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// Whether the answer begins inside reasoning: the template has opened it at the prompt's end, which may hang on the
-    /// caller's variables.
+    /// Whether the answer begins inside reasoning, the template having opened it at the prompt's end. That may hang on
+    /// the caller's variables.
     #[must_use]
     pub const fn answer_start(&self) -> Start {
         self.answer_start

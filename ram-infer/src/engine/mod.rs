@@ -267,8 +267,8 @@ impl Engine {
     ///
     /// A prompt that cannot be continued is no error here: its generation ends at once, with
     /// [`Failure::ContextLengthExceeded`] when it leaves no room for one token of an answer, with
-    /// [`Failure::ToolsUnsupported`], or with [`Failure::InvalidPrompt`]. An answer that would pass the context, or the memory for keys and values, is cut
-    /// there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
+    /// [`Failure::ToolsUnsupported`], or with [`Failure::InvalidPrompt`]. An answer that would pass the context, or the
+    /// memory for keys and values, is cut there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
     ///
     /// # Errors
     /// [`Failure::Overloaded`] when slots and queue are taken; [`Failure::Internal`] when the thread is no more.

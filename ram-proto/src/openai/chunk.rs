@@ -18,6 +18,7 @@ use super::response::{
 
 /// One piece of a streamed answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatCompletionChunk {
     /// The answer's id, the same in all its chunks.
     pub id: CompletionId,
@@ -25,6 +26,7 @@ pub struct ChatCompletionChunk {
     pub object: ChunkObject,
     /// When the request was taken, in seconds on the wire.
     #[serde(with = "unix_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub created: Timestamp,
     /// The model, as the caller named it.
     pub model: ModelId,
@@ -40,6 +42,7 @@ pub struct ChatCompletionChunk {
 
 /// The word `chat.completion.chunk`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ChunkObject {
     /// The only one.
     #[default]
@@ -49,6 +52,7 @@ pub enum ChunkObject {
 
 /// What is new in one answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChunkChoice {
     /// Which answer, from 0.
     pub index: u32,
@@ -64,6 +68,7 @@ pub struct ChunkChoice {
 
 /// What comes to a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Delta {
     /// `assistant`, in the first chunk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -82,6 +87,7 @@ pub struct Delta {
 /// A call of a function. OpenAI streams the arguments in parts; here a call is told once it is known to be one, so each
 /// chunk has all of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ToolCallDelta {
     /// Which call of its answer, from 0.
     pub index: u32,

@@ -41,6 +41,7 @@ pub struct ApiError {
 
 /// OpenAI's classes of errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorType {
     /// The request is at fault.
@@ -55,6 +56,7 @@ pub enum ErrorType {
 
 /// The body of an error, as it stands on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     /// The only field.
     pub error: ErrorDetail,
@@ -62,6 +64,7 @@ pub struct ErrorBody {
 
 /// What stands inside `error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ErrorDetail {
     /// What was expected, for a person.
     pub message: String,

@@ -104,8 +104,8 @@ impl Found<'_> {
         let Value::Number(number) = &self.value else {
             return Err(self.mismatch(&expected()));
         };
-        let number = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
-        let number = number.and_then(|number| T::try_from(number).ok());
+        let exact = number.as_i64().map(i128::from).or_else(|| number.as_u64().map(i128::from));
+        let number = exact.or_else(|| whole(number)).and_then(|number| T::try_from(number).ok());
         number.filter(|number| bounds.contains(number)).ok_or_else(|| self.expected(&expected()))
     }
 
@@ -114,8 +114,11 @@ impl Found<'_> {
         if !self.value.is_number() {
             return Err(self.mismatch(expected));
         }
-        let number = <f32 as serde::Deserialize>::deserialize(&self.value).ok();
-        number.filter(|number| bounds.contains(number)).ok_or_else(|| self.expected(expected))
+        // As it was written: rounded to 32 bits, a number just outside would fall on the bound.
+        let bounds = f64::from(*bounds.start())..=f64::from(*bounds.end());
+        let inside = self.value.as_f64().is_some_and(|exact| bounds.contains(&exact));
+        let number = <f32 as serde::Deserialize>::deserialize(&self.value).ok().filter(|_| inside);
+        number.ok_or_else(|| self.expected(expected))
     }
 
     /// A list.
@@ -158,6 +161,15 @@ impl Found<'_> {
         let message = format!("`{path}` is not supported here: {why}");
         ApiError::unsupported(path, message)
     }
+}
+
+/// A number that was written with a point or an exponent and is whole all the same: `8.0` is 8, as JSON Schema has it.
+///
+/// The least number of 64 bits is left out: whatever is below it has been rounded to it on the way here.
+fn whole(number: &Number) -> Option<i128> {
+    const TOO_LOW: f64 = -9_223_372_036_854_775_808.0;
+    let number = number.as_f64().filter(|number| number.fract() == 0.0 && *number > TOO_LOW)?;
+    format!("{number:.0}").parse().ok()
 }
 
 /// The field of an object at `at`, or nothing when it is absent or null.

@@ -1,4 +1,4 @@
-//! The conversation of a chat request: roles, content as text or as parts of text, calls of functions and their results.
+//! The conversation of a chat request: roles, content as text or as parts of text, calls and their results.
 //!
 //! As at OpenAI, the results of all calls of an assistant's message follow right after it, in any order:
 //! `assistant (calls a, b) · tool (b) · tool (a) · user or assistant …`.

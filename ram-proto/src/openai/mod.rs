@@ -26,6 +26,8 @@ pub use request::{
     BODY_BYTES_MAX, ChatRequest, DEFAULT_MAX_TOKENS, Delivery, IGNORED_FIELD_BYTES_MAX, IGNORED_FIELDS_MAX,
     LOGIT_BIAS_MAX, N_MAX, ParsedChat, STOP_BYTES_MAX, STOPS_MAX, TOP_LOGPROBS_MAX,
 };
+#[cfg(feature = "openapi")]
+pub(crate) use request::{IDENTIFIER_BYTES_MAX, METADATA_MAX};
 pub use response::{
     AssistantMessage, AssistantRole, CalledFunction, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead,
     CompletionId, CompletionIdError, CompletionObject, CompletionTokensDetails, CompletionUsage,

@@ -9,6 +9,7 @@ use super::response::unix_seconds;
 
 /// What models there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelList {
     /// Always `list`.
     pub object: ListObject,
@@ -18,6 +19,7 @@ pub struct ModelList {
 
 /// One model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ModelCard {
     /// The name to ask for.
     pub id: ModelId,
@@ -26,6 +28,7 @@ pub struct ModelCard {
     pub object: ModelObject,
     /// Since when it is in the catalogue, in seconds on the wire.
     #[serde(with = "unix_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub created: Timestamp,
     /// Who published the weights.
     pub owned_by: String,
@@ -33,6 +36,7 @@ pub struct ModelCard {
 
 /// The word `list`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ListObject {
     /// The only one.
     #[default]
@@ -42,6 +46,7 @@ pub enum ListObject {
 
 /// The word `model`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ModelObject {
     /// The only one.
     #[default]

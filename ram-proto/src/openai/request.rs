@@ -18,7 +18,8 @@
 //! | `chat_template_kwargs` | variables of the model's chat template; not OpenAI's |
 //! | `reasoning_effort` | a hint to the model's chat template: see [`ChatRequest::chat_template_kwargs`] |
 //! | `response_format` | `text` honoured; `json_object` and `json_schema` refused |
-//! | `verbosity`, `service_tier`, `modalities`, `store`, `prompt_cache_retention` | what is so anyway is accepted: `medium`; `auto` and `default`; `["text"]`; false; `in_memory`. Else refused |
+//! | `verbosity`, `service_tier` | `medium`; `auto` and `default`; others refused |
+//! | `modalities`, `store`, `prompt_cache_retention` | `["text"]`; false; `in_memory`; others refused |
 //! | `metadata`, `user`, `safety_identifier`, `prompt_cache_key` | checked and accepted; they ask for nothing |
 //! | `audio`, `prediction`, `web_search_options`, `moderation`, `prompt_cache_options` | refused |
 
@@ -58,9 +59,9 @@ pub const IGNORED_FIELDS_MAX: usize = 16;
 pub const IGNORED_FIELD_BYTES_MAX: usize = 96;
 
 /// Pairs, key length and value length that OpenAI allows in `metadata`.
-const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
+pub(crate) const METADATA_MAX: (usize, usize, usize) = (16, 64, 512);
 /// Longest `user`, `safety_identifier` or `prompt_cache_key`: what identifiers need.
-const IDENTIFIER_BYTES_MAX: usize = 512;
+pub(crate) const IDENTIFIER_BYTES_MAX: usize = 512;
 
 /// A chat request, validated. Its `Debug` shows no word of the conversation.
 #[derive(Clone, Debug, PartialEq)]

@@ -41,6 +41,7 @@ impl CompletionHead {
 
 /// An answer in one piece.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChatCompletion {
     /// Its id.
     pub id: CompletionId,
@@ -48,6 +49,7 @@ pub struct ChatCompletion {
     pub object: CompletionObject,
     /// When the request was taken, in seconds on the wire.
     #[serde(with = "unix_seconds")]
+    #[cfg_attr(feature = "openapi", schema(value_type = u64))]
     pub created: Timestamp,
     /// The model, as the caller named it.
     pub model: ModelId,
@@ -81,6 +83,7 @@ pub enum CompletionIdError {
 
 /// The word `chat.completion`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum CompletionObject {
     /// The only one.
     #[default]
@@ -90,6 +93,7 @@ pub enum CompletionObject {
 
 /// One answer of a completion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Choice {
     /// Which answer, from 0.
     pub index: u32,
@@ -104,6 +108,7 @@ pub struct Choice {
 
 /// What the model said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct AssistantMessage {
     /// Always `assistant`.
     pub role: AssistantRole,
@@ -122,6 +127,7 @@ pub struct AssistantMessage {
 
 /// A call in a message, as OpenAI writes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct MessageToolCall {
     /// By which the message with its result names it.
     pub id: PromptText,
@@ -134,6 +140,7 @@ pub struct MessageToolCall {
 
 /// The word `function`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ToolCallKind {
     /// The only one.
@@ -143,6 +150,7 @@ pub enum ToolCallKind {
 
 /// A function and what it is called with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CalledFunction {
     /// Its name.
     pub name: PromptText,
@@ -158,6 +166,7 @@ impl From<ToolCall> for MessageToolCall {
 
 /// The word `assistant`: clients take no other role in an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AssistantRole {
     /// The only one.
@@ -183,6 +192,7 @@ impl AssistantMessage {
 
 /// How likely the tokens of an answer were.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ChoiceLogprobs {
     /// One entry for each token of the content.
     #[serde(default)]
@@ -194,6 +204,7 @@ pub struct ChoiceLogprobs {
 
 /// A token, how likely it was, and the likeliest alternatives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct LogprobEntry {
     /// The token as text.
     pub token: PromptText,
@@ -207,6 +218,7 @@ pub struct LogprobEntry {
 
 /// An alternative to a token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct TopLogprob {
     /// The token as text.
     pub token: PromptText,
@@ -246,6 +258,7 @@ fn finite(logprob: f32) -> f32 {
 
 /// Tokens that an answer took, as OpenAI counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionUsage {
     /// Tokens of the rendered prompt.
     pub prompt_tokens: TokenCount,
@@ -260,6 +273,7 @@ pub struct CompletionUsage {
 
 /// What the written tokens were.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CompletionTokensDetails {
     /// Tokens of reasoning.
     #[serde(default)]
@@ -297,6 +311,7 @@ pub struct XramFields {
 
 /// Who served an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ServedBy {
     /// Its id.
     pub id: ProviderId,

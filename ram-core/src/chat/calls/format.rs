@@ -54,8 +54,8 @@ const MISTRAL_HEAD_BYTES_MAX: usize = 160;
 impl Format {
     /// The format that a model's chat template shows it in earlier answers.
     ///
-    /// A template with no mark that is known here is read as [`Format::Llama`]: bare JSON is what models write that were
-    /// told of functions and of no way to call them.
+    /// A template with no mark that is known here is read as [`Format::Llama`]: bare JSON is what models write that
+    /// were told of functions and of no way to call them.
     #[must_use]
     pub fn of_template(source: &str) -> Self {
         let marks = [(CALLS_BEGIN, Self::DeepSeek), (TOOL_CALLS, Self::Mistral), (TAG, Self::Tags)];

@@ -1,8 +1,8 @@
 //! Finds the calls of functions in what a model writes, and takes them out of its answer.
 //!
-//! A model that was told of functions calls one by writing so, each family in a [`Format`] of its own. What is whole, is
-//! JSON and names a function that it was told of is a call; anything else is content and comes out as it went in,
-//! however the stream was cut: half a call, a call of an unknown function, a mention between backticks. White space
+//! A model that was told of functions calls one by writing so, each family in a [`Format`] of its own. What is whole,
+//! well-formed and names a function that it was told of is a call; anything else is content and comes out as it went
+//! in, however the stream was cut: half a call, a call of an unknown function, a mention between backticks. White space
 //! between calls, and around them, belongs to the calls and leaves with them.
 //!
 //! Start at [`CallFilter`]: it stands behind the [reasoning filter](super::reasoning), for what a model thinks of

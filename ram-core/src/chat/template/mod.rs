@@ -316,8 +316,8 @@ fn called(call: &ToolCall, arguments: Arguments) -> serde_json::Value {
     json!({"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}})
 }
 
-/// Whether the template asks for content that is none, as an assistant's is that only called. DeepSeek's looks for calls
-/// there alone; others, Qwen3's for one, search a text and fail on none, so they get an empty one.
+/// Whether the template asks for content that is none, as an assistant's is that only called. DeepSeek's looks for
+/// calls there alone; others, Qwen3's for one, search a text and fail on none, so they get an empty one.
 fn takes_no_content(source: &str) -> bool {
     ["content is none", "content'] is none", "content\"] is none"].iter().any(|asks| source.contains(asks))
 }
