@@ -143,7 +143,8 @@ impl Worker {
         self.0.models.iter()
     }
 
-    /// Begins an answer by the model that the job names, by alias or full id. What stands in its way is told as its end.
+    /// Begins an answer by the model that the job names, by alias or full id. What stands in its way is told as its
+    /// end.
     #[must_use]
     pub fn answer(&self, job: Job) -> PendingAnswer {
         let (worker, index) = (self.clone(), self.place_of(&job.model));

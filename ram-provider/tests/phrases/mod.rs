@@ -48,8 +48,8 @@ const WIDTH: usize = 64;
 /// Rows beyond the phrases, so that the vocabulary is a round number.
 const VOCABULARY: usize = 1600;
 
-/// Writes a model's folder. Each dialogue is a prompt's last token and the tokens that follow, each of which may stand in
-/// one dialogue alone.
+/// Writes a model's folder. Each dialogue is a prompt's last token and the tokens that follow, each of which may stand
+/// in one dialogue alone.
 fn write(dir: &Path, template: &str, dialogues: &[&[&str]]) {
     fs::create_dir_all(dir).unwrap();
     for (name, bytes) in ram_infer::demo::FILES {
