@@ -1,7 +1,8 @@
 //! One run: what of its answer is still to be sent, and when.
 //!
-//! A message per token would cost more than the token on a busy link, so pieces wait for company: a batch goes out
-//! 20 ms after its first piece or at 64 tokens, whichever is first. The first words of an answer do not wait.
+//! A message per token would cost more than the token on a busy link, so a run says something every 20 ms at most, or at
+//! 64 tokens, whichever is first. Words after a pause do not wait: tokens that come slower than that go out one by one,
+//! each at once.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use ram_proto::control::Chunk;
 use super::event::Piece;
 use super::wait::Wait;
 
-/// Longest that a piece waits for company: below what a reader notices, above the time between tokens of a small model.
+/// Shortest time between two messages of a run: below what a reader notices, above the time between tokens of a small
+/// model. A piece that comes sooner waits for company until then.
 const BATCH_WAIT: Duration = Duration::from_millis(20);
 /// Most tokens of a batch: keeps 64 tokens with 20 alternatives each well under the message limit of 1 MiB.
 const BATCH_TOKENS_MAX: TokenCount = TokenCount::new(64);
@@ -28,20 +30,22 @@ pub(super) struct Run {
     pub(super) attempt: Attempt,
     seq: u32,
     spoke: bool,
+    /// When the last batch went out because it was time.
+    sent_at: Option<Timestamp>,
     batch: Option<(Piece, Wait)>,
 }
 
 impl Run {
     /// A run of which nothing was said yet.
     pub(super) fn new(job: JobId, attempt: Attempt) -> Self {
-        Self { job, attempt, seq: 0, spoke: false, batch: None }
+        Self { job, attempt, seq: 0, spoke: false, sent_at: None, batch: None }
     }
 
     /// Adds a piece of the answer to the batch.
     pub(super) fn push(&mut self, more: Piece, now: Timestamp) {
         match &mut self.batch {
             Some((piece, _)) => piece.append(more),
-            None => self.batch = Some((more, Wait::new(now, BATCH_WAIT))),
+            None => self.batch = Some((more, Wait::new(self.sent_at.unwrap_or(now), BATCH_WAIT))),
         }
     }
 
@@ -52,7 +56,11 @@ impl Run {
         let full = piece.tokens >= BATCH_TOKENS_MAX
             || piece.text_bytes() >= BATCH_BYTES_MAX
             || piece.logprobs.len() as u64 >= BATCH_TOKENS_MAX.get();
-        if first_words || full || wait.is_over(now) { self.take_rest() } else { None }
+        if !(first_words || full || wait.is_over(now)) {
+            return None;
+        }
+        self.sent_at = Some(now);
+        self.take_rest()
     }
 
     /// The batch as a message, due or not.
@@ -135,11 +143,20 @@ mod tests {
         assert!(run.take_due(at(0)).is_some());
         run.push(piece("b"), at(5));
         run.push(piece("c"), at(15));
-        assert_eq!(run.due_at(), Some(at(25)));
-        assert_eq!(run.take_due(at(24)), None);
-        let chunk = run.take_due(at(25)).unwrap();
+        assert_eq!(run.due_at(), Some(at(20)));
+        assert_eq!(run.take_due(at(19)), None);
+        let chunk = run.take_due(at(20)).unwrap();
         assert_eq!((chunk.seq, chunk.content.as_str()), (1, "bc"));
         assert_eq!((run.due_at(), run.take_rest()), (None, None));
+    }
+
+    #[test]
+    fn words_after_a_pause_do_not_wait() {
+        let mut run = run();
+        for millis in [0, 20, 50, 1000] {
+            run.push(piece("a"), at(millis));
+            assert!(run.take_due(at(millis)).is_some(), "at {millis}");
+        }
     }
 
     #[test]
