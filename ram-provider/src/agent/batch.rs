@@ -1,8 +1,8 @@
 //! One run: what of its answer is still to be sent, and when.
 //!
-//! A message per token would cost more than the token on a busy link, so a run says something every 20 ms at most, or at
-//! 64 tokens, whichever is first. Words after a pause do not wait: tokens that come slower than that go out one by one,
-//! each at once.
+//! A message per token would cost more than the token on a busy link, so a run says something every 20 ms at most, or
+//! at 64 tokens, whichever is first. Words after a pause do not wait: tokens that come slower than that go out one by
+//! one, each at once.
 
 use std::time::Duration;
 
