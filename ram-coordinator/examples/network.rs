@@ -29,7 +29,6 @@ use ram_coordinator::{Running, run};
 use ram_core::id::JobId;
 use ram_core::units::{TokenCount, TokenRate, XRam};
 use ram_proto::openai::sse;
-use ram_proto::rest::NetworkStats;
 use ram_proto::routes;
 use ram_provider::config::ProviderConfig;
 use serde_json::{Value, json};
@@ -145,11 +144,10 @@ fn start_providers(count: u8, coordinator: &str, folder: &Path) -> anyhow::Resul
 
 /// Waits until `count` providers have registered.
 async fn wait_for(count: usize, coordinator: &Running) -> anyhow::Result<()> {
-    let stats = format!("{}{}", coordinator.base_url(), routes::STATS);
     let all_here = async {
         loop {
-            let now: NetworkStats = reqwest::get(&stats).await?.json().await?;
-            if now.providers_online >= count as u64 {
+            let online = coordinator.handle.ask(|core, _| core.stats().providers_online).await?;
+            if online >= count as u64 {
                 return anyhow::Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

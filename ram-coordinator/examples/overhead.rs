@@ -24,7 +24,6 @@ use ram_coordinator::config::{Config, Database};
 use ram_coordinator::keys::{KeyKind, NewKey};
 use ram_coordinator::{Running, run};
 use ram_core::units::XRam;
-use ram_proto::rest::NetworkStats;
 use ram_proto::routes;
 use ram_provider::config::ProviderConfig;
 use ram_provider::local::LocalConfig;
@@ -139,10 +138,8 @@ async fn first_line(child: &mut Child) -> anyhow::Result<String> {
 }
 
 async fn wait_for_provider(coordinator: &Running) -> anyhow::Result<()> {
-    let stats = format!("{}{}", coordinator.base_url(), routes::STATS);
     loop {
-        let now: NetworkStats = reqwest::get(&stats).await?.json().await?;
-        if now.providers_online > 0 {
+        if coordinator.handle.ask(|core, _| core.stats().providers_online).await? > 0 {
             return Ok(());
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
