@@ -66,7 +66,10 @@ pub(super) fn of_job(error: JobError, receipt: Option<Receipt>) -> ApiError {
             ApiError::no_capacity(CAPACITY_WAIT)
         }
         JobError::TooManyOpen { .. } => ApiError::rate_limited(CAPACITY_WAIT),
-        JobError::Hold(HoldError::Unavailable) => ApiError::no_capacity(CAPACITY_WAIT),
+        JobError::Hold(error @ HoldError::Unavailable) => ApiError {
+            message: format!("{error}; nothing was charged"),
+            ..ApiError::no_capacity(CAPACITY_WAIT)
+        },
         JobError::Hold(error @ HoldError::Insufficient { .. }) => {
             ApiError::insufficient_quota(format!("{error}; lower `max_tokens` or credit the key"))
         }

@@ -134,8 +134,8 @@ impl Audit {
 #[non_exhaustive]
 pub enum StoreError {
     /// The database failed: the disk is full, gone, or held by somebody else.
-    #[error("the database failed")]
-    Failed(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    #[error("the database failed: {0}")]
+    Failed(Arc<dyn std::error::Error + Send + Sync>),
     /// The store has been closed.
     #[error("the store is closed")]
     Closed,
