@@ -12,7 +12,7 @@
 //! - **time**: the same streamed request three ways in turn: to an engine over HTTP (*direct*), through a reverse proxy
 //!   of a few lines of axum in front of it (*relay*), and through the coordinator to a provider with an engine of the
 //!   same pace (*network*). Engines write the time instead of words, so each token tells how old it is when it arrives.
-//!   The provider keeps tokens after the first for up to 20 ms to send several at once: that is part of *network*.
+//!   The provider sends tokens that come within 20 ms of the last ones together: that is part of *network*.
 
 #![expect(clippy::print_stdout, reason = "it is a program for a terminal")]
 #![expect(clippy::disallowed_methods, reason = "it measures")]
