@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The loop never waits for anybody: a slow provider's outbox and a slow reader's replies are bounded and cut when
-//! full, and the store answers by events. This file is also the only one of the crate that reads the clock, and it and
-//! `keys` alone ask for randomness. Start at [`Handle`] from outside, at `Loop::run` from inside.
+//! full, and the store answers by events. This file is also the only one of the crate that reads the wall clock, and it
+//! and `keys` alone ask for randomness. Start at [`Handle`] from outside, at `Loop::run` from inside.
 
 mod replies;
 
