@@ -205,9 +205,9 @@ pub enum HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ready {
-    /// Whether every check is good.
+    /// Whether every check is good, but for `providers`: who is ready without any can be reached by the first.
     pub ready: bool,
-    /// What was checked.
+    /// What was checked: `store`, `accepting`, and `providers`.
     pub checks: Vec<ReadyCheck>,
 }
 
