@@ -436,6 +436,30 @@ mod tests {
     }
 
     #[test]
+    fn one_bad_row_keeps_no_other_hold_from_being_resolved() {
+        let store = in_memory(1000);
+        for number in 1..=4 {
+            wait(store.hold(hold(number, 1, 100), LEASE)).unwrap();
+        }
+        wait(store.checkpoint(claim(1, 0, 7, 40))).unwrap();
+        wait(store.checkpoint(claim(2, 0, 7, 101))).unwrap(); // more than was held
+        wait(store.checkpoint(claim(4, 0, 7, 40))).unwrap();
+        wait(store.call::<_, StoreError>(|db| {
+            db.execute("UPDATE checkpoints SET provider = 'nobody' WHERE charge = ?1 AND job = ?2", (
+                ram_chain::blob::from_xram(units(40)),
+                job(1).bits().to_be_bytes(),
+            ))?;
+            Ok(db.execute("UPDATE holds SET payer = 'fees' WHERE job = ?1", (job(3).bits().to_be_bytes(),))?)
+        }))
+        .unwrap();
+        assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 3);
+        assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 0, "the one that does not read stays");
+        assert_eq!(wait(store.balance(Account::Provider(provider(7)))).unwrap(), Balance::from_units(36));
+        let audit = wait(store.audit()).unwrap();
+        assert!(audit.is_sound() && audit.held == units(100), "{audit:?}");
+    }
+
+    #[test]
     fn a_credit_said_twice_is_booked_once() {
         let store = in_memory(10);
         let credit = Credit { reference: Reference::from_bits(99), amount: units(5) };
