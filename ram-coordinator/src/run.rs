@@ -212,7 +212,7 @@ impl Handle {
         let _ = self.inbox.send(Input::Do(Event::Dismiss)).await; // a loop that stopped has dismissed them
     }
 
-    /// Gives a provider no new jobs, or some again; one that is not here stays unknown.
+    /// Gives a provider no new jobs, or some again, over all its sessions; one that is not here stays unknown.
     ///
     /// # Errors
     /// [`Gone`] when the loop has stopped.
