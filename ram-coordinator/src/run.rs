@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The loop never waits for anybody: a slow provider's outbox and a slow reader's replies are bounded and cut when
-//! full, and the store answers by events. This file is also the only one of the crate that reads the clock, and it and
-//! `keys` alone ask for randomness. Start at [`Handle`] from outside, at `Loop::run` from inside.
+//! full, and the store answers by events. This file is also the only one of the crate that reads the wall clock, and it
+//! and `keys` alone ask for randomness. Start at [`Handle`] from outside, at `Loop::run` from inside.
 
 mod replies;
 
@@ -212,7 +212,7 @@ impl Handle {
         let _ = self.inbox.send(Input::Do(Event::Dismiss)).await; // a loop that stopped has dismissed them
     }
 
-    /// Gives a provider no new jobs, or some again; one that is not here stays unknown.
+    /// Gives a provider no new jobs, or some again, over all its sessions; one that is not here stays unknown.
     ///
     /// # Errors
     /// [`Gone`] when the loop has stopped.

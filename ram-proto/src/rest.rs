@@ -40,6 +40,9 @@ pub struct ProviderView {
     pub online_since: Timestamp,
     /// Whether it takes no new jobs.
     pub draining: bool,
+    /// Whether it takes none because the coordinator's operator took it out of service; absent where not.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withdrawn: bool,
     /// How far it is trusted: 500 for a node that nothing is known of, and no work below 250.
     pub reputation: Permille,
     /// Whole seconds since its last word, when asked with `?explain=1`.
@@ -205,9 +208,9 @@ pub enum HealthStatus {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Ready {
-    /// Whether every check is good.
+    /// Whether every check is good, but for `providers`: who is ready without any can be reached by the first.
     pub ready: bool,
-    /// What was checked.
+    /// What was checked: `store`, `accepting`, and `providers`.
     pub checks: Vec<ReadyCheck>,
 }
 

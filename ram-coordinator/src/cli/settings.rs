@@ -185,7 +185,7 @@ struct JobSettings {
     #[arg(long = "jobs-per-key-max", env = "RAM_COORDINATOR_JOBS_PER_KEY_MAX", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     per_key_max: Option<usize>,
-    /// Open jobs of one address with the demo key [default: 8]
+    /// Open jobs of one address with the demo key [default: 16]
     #[arg(long = "jobs-per-address-max", env = "RAM_COORDINATOR_JOBS_PER_ADDRESS_MAX", value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     per_address_max: Option<usize>,

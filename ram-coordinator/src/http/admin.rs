@@ -216,10 +216,17 @@ async fn set_provider(
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
     let handle = &admin.gateway.handle;
+    // One that is away can be taken back into service, and not out of it.
+    let is_known = handle.ask(move |core, _| if draining { core.provider(id).is_some() } else { core.knows(id) });
+    if !is_known.await? {
+        return Err(unknown().into());
+    }
     handle.drain_provider(id, draining).await?;
-    let view = handle.ask(move |core, _| core.provider(id)).await?.ok_or_else(unknown)?;
     who.did(if draining { "provider drained" } else { "provider resumed" }, &id);
-    Ok(Json(view).into_response())
+    Ok(match handle.ask(move |core, _| core.provider(id)).await? {
+        Some(view) => Json(view).into_response(),
+        None => Json(json!({ "id": id, "draining": draining })).into_response(),
+    })
 }
 
 async fn settings(State(admin): State<Admin>, _: Administrator) -> Json<Value> {

@@ -24,7 +24,8 @@ pub(super) async fn health() -> Json<Health> {
     Json(Health::ok(env!("CARGO_PKG_VERSION")))
 }
 
-/// Ready while the store answers, jobs are taken, and somebody is here to serve.
+/// Ready while the store answers and jobs are taken. Whether somebody is here to serve is told and decides nothing: a
+/// balancer that kept a coordinator without providers out of rotation would keep the first of them out, too.
 pub(super) async fn ready(State(gateway): State<Gateway>) -> (StatusCode, Json<Ready>) {
     let store = matches!(timeout(PROBE_WITHIN, gateway.store.ping()).await, Ok(Ok(())));
     let asked = gateway.handle.ask(|core, _| (core.has_providers(), core.is_draining()));
@@ -33,11 +34,8 @@ pub(super) async fn ready(State(gateway): State<Gateway>) -> (StatusCode, Json<R
         Ok(Err(_)) | Err(_) => (false, true),
     };
     let check = |name: &str, ok| ReadyCheck { name: name.to_owned(), ok };
-    let ready = Ready::from_checks(vec![
-        check("store", store),
-        check("providers", providers),
-        check("accepting", !draining),
-    ]);
+    let mut ready = Ready::from_checks(vec![check("store", store), check("accepting", !draining)]);
+    ready.checks.push(check("providers", providers));
     let status = if ready.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(ready))
 }

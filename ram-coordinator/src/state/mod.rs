@@ -495,7 +495,8 @@ impl Coordinator {
             .registry
             .offering(&record.job.model)
             .map(|(provider, node)| {
-                node.candidate(provider, &record.job.model, self.standings.of(provider, now), now)
+                let reputation = self.standings.of(provider, now);
+                self.registry.candidate(provider, node, &record.job.model, reputation, now)
             })
             .collect();
         let wish = record.wish();

@@ -39,8 +39,8 @@ impl Coordinator {
             is_draining: self.draining,
             ..Census::default()
         };
-        for (_, node) in self.registry.nodes() {
-            let place = match (node.draining, node.running.is_empty()) {
+        for (provider, node) in self.registry.nodes() {
+            let place = match (self.registry.is_draining(provider, node), node.running.is_empty()) {
                 (true, _) => &mut census.draining,
                 (false, true) => &mut census.idle,
                 (false, false) => &mut census.busy,
@@ -72,10 +72,15 @@ impl Coordinator {
         effects.extend(self.registry.nodes().map(|(_, node)| send(node.conn, ToProvider::Drain)));
     }
 
-    /// Gives a provider no new jobs, or some again.
+    /// Whether a provider is here, or was taken out of service when it was.
+    #[must_use]
+    pub fn knows(&self, provider: ProviderId) -> bool {
+        self.registry.node(provider).is_some() || self.registry.is_withdrawn(provider)
+    }
+
+    /// Gives a provider no new jobs, or some again, over all its sessions until this process ends. What it says of
+    /// itself stands beside that.
     pub(super) fn drain_provider(&mut self, provider: ProviderId, draining: bool) {
-        if let Some(node) = self.registry.node_mut(provider) {
-            node.draining = draining;
-        }
+        self.registry.withdraw(provider, draining, self.config.limits.providers);
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Registry {
     nodes: BTreeMap<ProviderId, Node>,
     /// Which nodes offer a model, so that a choice looks at those alone.
     by_model: ByModel,
+    /// Those that the operator took out of service: no word of theirs and no new session changes that.
+    withdrawn: BTreeSet<ProviderId>,
     last_epoch: Epoch,
 }
 
@@ -62,6 +64,7 @@ pub(super) struct Node {
     pub(super) load: Load,
     pub(super) since: Timestamp,
     pub(super) last_word: Timestamp,
+    /// It says itself that it takes no new jobs.
     pub(super) draining: bool,
     /// Jobs in a row that it failed by its own fault, and when it failed the last one.
     pub(super) strikes: u32,
@@ -190,6 +193,51 @@ impl Registry {
         self.nodes.get_mut(&provider)
     }
 
+    /// Takes a node that is here out of service, or back in. At most `most` are remembered, as many as may be here: of
+    /// more, those that are away are forgotten.
+    pub(super) fn withdraw(&mut self, provider: ProviderId, withdrawn: bool, most: usize) {
+        if !withdrawn {
+            self.withdrawn.remove(&provider);
+        } else if self.nodes.contains_key(&provider) {
+            self.withdrawn.insert(provider);
+            if self.withdrawn.len() > most {
+                self.withdrawn.retain(|provider| self.nodes.contains_key(provider));
+            }
+        }
+    }
+
+    /// Whether the operator took a node out of service.
+    pub(super) fn is_withdrawn(&self, provider: ProviderId) -> bool {
+        self.withdrawn.contains(&provider)
+    }
+
+    /// Whether a node gets no new jobs, by its own word or by the operator's.
+    pub(super) fn is_draining(&self, provider: ProviderId, node: &Node) -> bool {
+        node.draining || self.is_withdrawn(provider)
+    }
+
+    /// A node, as a choice for a job with `model` sees it.
+    pub(super) fn candidate<'a>(
+        &self,
+        provider: ProviderId,
+        node: &'a Node,
+        model: &ModelId,
+        reputation: Permille,
+        now: Timestamp,
+    ) -> Candidate<'a> {
+        let has_rested = now.since(node.struck_at) >= REST;
+        Candidate {
+            provider,
+            wallet: node.spec.wallet,
+            offer: node.offer(model),
+            load: node.load_now(),
+            in_flight: count(&node.running),
+            reputation,
+            draining: self.is_draining(provider, node),
+            strikes: if has_rested { 0 } else { node.strikes },
+        }
+    }
+
     pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = (ProviderId, &Node)> {
         self.nodes.iter().map(|(&provider, node)| (provider, node))
     }
@@ -269,27 +317,6 @@ impl Node {
     /// What this node says of `model`.
     pub(super) fn offer(&self, model: &ModelId) -> Option<&ModelOffer> {
         self.spec.offers.iter().find(|offer| &offer.model == model)
-    }
-
-    /// This node, as a choice for a job with `model` sees it.
-    pub(super) fn candidate<'a>(
-        &'a self,
-        provider: ProviderId,
-        model: &ModelId,
-        reputation: Permille,
-        now: Timestamp,
-    ) -> Candidate<'a> {
-        let has_rested = now.since(self.struck_at) >= REST;
-        Candidate {
-            provider,
-            wallet: self.spec.wallet,
-            offer: self.offer(model),
-            load: self.load_now(),
-            in_flight: count(&self.running),
-            reputation,
-            draining: self.draining,
-            strikes: if has_rested { 0 } else { self.strikes },
-        }
     }
 
     /// How busy it is now: our jobs by our own count, and those that it has from elsewhere.

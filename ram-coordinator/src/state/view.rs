@@ -6,7 +6,7 @@ use ram_chain::pricing;
 use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::provider::ModelState;
-use ram_core::route;
+use ram_core::route::{self, Refusal};
 use ram_core::units::{Timestamp, TokenCount};
 use ram_proto::openai::DEFAULT_MAX_TOKENS;
 use ram_proto::rest::{
@@ -60,11 +60,14 @@ impl Coordinator {
             None => Err("the network's catalogue does not know this model".to_owned()),
             Some(_) if self.draining => Err("the coordinator is shutting down".to_owned()),
             Some(spec) => {
-                let candidate = node.candidate(id, model, self.standings.of(id, now), now);
+                let candidate = self.registry.candidate(id, node, model, self.standings.of(id, now), now);
                 Ok(route::examine(&candidate, &wish_for(spec, USUAL_PROMPT, USUAL_ANSWER)).err())
             }
         };
         let (refusal, why) = match refusal {
+            Ok(Some(Refusal::Draining)) if self.registry.is_withdrawn(id) => {
+                (Some(Refusal::Draining), Some("the coordinator's operator took it out of service".to_owned()))
+            }
             Ok(refusal) => (refusal, refusal.map(|refusal| refusal.to_string())),
             Err(why) => (None, Some(why)),
         };
@@ -82,7 +85,8 @@ impl Coordinator {
             models: node.spec.offers.clone(),
             load: node.load_now(),
             online_since: node.since,
-            draining: node.draining,
+            draining: self.registry.is_draining(id, node),
+            withdrawn: self.registry.is_withdrawn(id),
             reputation: self.standings.of(id, self.ticked_at),
             silent_seconds: None,
             explain: None,

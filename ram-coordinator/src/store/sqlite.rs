@@ -45,6 +45,11 @@ type Work = Box<dyn FnOnce(Result<&Connection, StoreError>) -> Acknowledge + Sen
 /// Answers, once the transaction is on the disk or known to be lost.
 type Acknowledge = Box<dyn FnOnce(Result<(), StoreError>)>;
 
+/// SQLite gave up a whole transaction, and all work in it.
+#[derive(Debug, thiserror::Error)]
+#[error("the database undid all work of a moment: its disk is full or failing")]
+struct Undone;
+
 impl SqliteStore {
     /// Opens a database, making it or bringing it up to date as needed. A new file is the owner's alone.
     ///
@@ -188,8 +193,8 @@ fn write(mut connection: Connection, inbox: &Receiver<Work>) {
         let (acknowledgements, committed) =
             match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
                 Ok(transaction) => {
-                    let done: Vec<Acknowledge> = batch.map(|work| work(Ok(&transaction))).collect();
-                    (done, transaction.commit().map_err(StoreError::from))
+                    let done = batch.map(|work| work(standing(&transaction).map(|()| &*transaction))).collect();
+                    (done, standing(&transaction).and_then(|()| Ok(transaction.commit()?)))
                 }
                 Err(error) => {
                     let error = StoreError::from(error);
@@ -203,7 +208,13 @@ fn write(mut connection: Connection, inbox: &Receiver<Work>) {
     }
 }
 
-/// Does one piece of work within the batch's transaction so that its failure undoes it alone.
+/// Whether a batch's transaction still stands. On a full or failing disk SQLite undoes all of it by itself, and what is
+/// done after that would be committed at once and answered as lost.
+fn standing(transaction: &Connection) -> Result<(), StoreError> {
+    if transaction.is_autocommit() { Err(StoreError::Failed(Arc::new(Undone))) } else { Ok(()) }
+}
+
+/// Does one piece of work within a transaction so that its failure undoes it alone.
 fn whole_or_nothing<T>(
     transaction: &Connection,
     work: impl FnOnce(&Connection) -> Result<T, StoreError>,
@@ -211,6 +222,7 @@ fn whole_or_nothing<T>(
     transaction.prepare_cached("SAVEPOINT work")?.execute(())?;
     let result = work(transaction);
     if result.is_err() {
+        standing(transaction)?;
         transaction.prepare_cached("ROLLBACK TO work")?.execute(())?;
     }
     transaction.prepare_cached("RELEASE work")?.execute(())?;
@@ -424,6 +436,30 @@ mod tests {
     }
 
     #[test]
+    fn one_bad_row_keeps_no_other_hold_from_being_resolved() {
+        let store = in_memory(1000);
+        for number in 1..=4 {
+            wait(store.hold(hold(number, 1, 100), LEASE)).unwrap();
+        }
+        wait(store.checkpoint(claim(1, 0, 7, 40))).unwrap();
+        wait(store.checkpoint(claim(2, 0, 7, 101))).unwrap(); // more than was held
+        wait(store.checkpoint(claim(4, 0, 7, 40))).unwrap();
+        wait(store.call::<_, StoreError>(|db| {
+            db.execute("UPDATE checkpoints SET provider = 'nobody' WHERE charge = ?1 AND job = ?2", (
+                ram_chain::blob::from_xram(units(40)),
+                job(1).bits().to_be_bytes(),
+            ))?;
+            Ok(db.execute("UPDATE holds SET payer = 'fees' WHERE job = ?1", (job(3).bits().to_be_bytes(),))?)
+        }))
+        .unwrap();
+        assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 3);
+        assert_eq!(wait(store.resolve_expired(LEASE.until)).unwrap(), 0, "the one that does not read stays");
+        assert_eq!(wait(store.balance(Account::Provider(provider(7)))).unwrap(), Balance::from_units(36));
+        let audit = wait(store.audit()).unwrap();
+        assert!(audit.is_sound() && audit.held == units(100), "{audit:?}");
+    }
+
+    #[test]
     fn a_credit_said_twice_is_booked_once() {
         let store = in_memory(10);
         let credit = Credit { reference: Reference::from_bits(99), amount: units(5) };
@@ -439,6 +475,38 @@ mod tests {
         let taken = answers.into_iter().map(wait).filter(Result::is_ok).count();
         assert_eq!(taken, 10);
         assert!(wait(store.audit()).unwrap().is_sound());
+    }
+
+    #[test]
+    fn on_a_full_disk_nothing_that_is_answered_as_lost_has_happened() {
+        let store = in_memory(1000);
+        wait(store.call::<_, StoreError>(|db| {
+            let pages: u32 = db.pragma_query_value(None, "page_count", |row| row.get(0))?;
+            db.execute_batch("CREATE TABLE ballast (bytes BLOB)")?;
+            db.pragma_update_and_check(None, "max_page_count", pages + 20, |_| Ok(()))?;
+            Ok(())
+        }))
+        .unwrap();
+        // One batch: what waits while the thread is busy. A statement of one row that finds no room ends it all.
+        let (go, begin) = mpsc::channel::<()>();
+        let busy = store.call::<_, StoreError>(move |_| {
+            let _ = begin.recv(); // until all the others wait
+            Ok(())
+        });
+        let before = store.hold(hold(1, 1, 10), LEASE);
+        let full = store.call::<_, StoreError>(|db| {
+            Ok(db.execute("INSERT INTO ballast VALUES (zeroblob(10000000))", ())?)
+        });
+        let after: Vec<_> = (2..=4).map(|number| store.hold(hold(number, 1, 10), LEASE)).collect();
+        go.send(()).unwrap();
+        wait(busy).ok(); // taken alone, or with the rest
+        assert!(wait(full).is_err());
+        assert!(wait(before).is_err());
+        for answer in after {
+            assert_eq!(wait(answer), Err(HoldError::Unavailable));
+        }
+        assert_eq!(wait(store.audit()).unwrap().held, XRam::ZERO);
+        wait(store.hold(hold(5, 1, 10), LEASE)).unwrap();
     }
 
     #[test]

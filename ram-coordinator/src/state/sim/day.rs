@@ -515,6 +515,25 @@ fn each_model_that_a_node_offers_is_explained_in_the_dispatchers_words() {
 }
 
 #[test]
+fn a_node_that_the_operator_took_out_of_service_stays_out_when_it_connects_anew() {
+    let mut day = Day::new(1);
+    let provider = day.id(0);
+    day.happen(Event::DrainProvider { provider, draining: true });
+    day.reconnect(0, ConnId(5));
+    assert_eq!(day.submit(JobId::from_bits(1)), None);
+    let view = day.night.coordinator.explain(provider, day.night.now).unwrap();
+    assert!(view.draining && view.withdrawn);
+    assert!(view.explain.unwrap()[0].why.as_deref().unwrap().contains("operator"));
+    let back = day.happen(Event::DrainProvider { provider, draining: false });
+    assert_eq!(runs_on(&back), Some(ConnId(5)), "the job that waited");
+
+    day.say(ConnId(5), ToCoordinator::Draining);
+    day.happen(Event::DrainProvider { provider, draining: false });
+    let view = day.night.coordinator.provider(provider).unwrap();
+    assert!(view.draining && !view.withdrawn, "what it says of itself is its own");
+}
+
+#[test]
 fn one_payer_has_so_many_jobs_open_and_no_more() {
     let mut day = Day::new(1);
     (

@@ -14,7 +14,9 @@ use ram_core::reputation::Reputation;
 use ram_core::units::{Timestamp, TokenCount, XRam};
 use ram_core::validate::{Unrewarded, Verdict};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
+use tracing::{error, warn};
 
+use super::whole_or_nothing;
 use crate::keys::{KeyHash, KeyRecord};
 use crate::state::{self, HoldOrder, SettleOrder, Standing};
 use crate::store::{Audit, Credit, Lease, Settled, StoreError};
@@ -121,14 +123,36 @@ pub(super) fn resolve_expired(db: &Connection, fees: FeeSplit, now: Timestamp) -
         )?
         .query_map(named_params! { ":now": time(now), ":most": SWEEP_MAX }, |row| row.get(0))?
         .collect::<Result<_, _>>()?;
-    for job in &jobs {
-        let job = JobId::from_bits(u128::from_be_bytes(*job));
-        match checkpoint_of(db, job)? {
-            Some(delivered) => settle(db, &delivered, fees, now).map(drop)?,
-            None => void(db, job, now)?,
+    let mut resolved = 0;
+    for job in jobs {
+        resolved += u64::from(resolve(db, JobId::from_bits(u128::from_be_bytes(job)), fees, now)?);
+    }
+    Ok(resolved)
+}
+
+/// Resolves one hold by its checkpoint or, where there is none or it cannot be paid, in full. Answers whether: one that
+/// does not even read is left as it is and told of, for no bad row may keep all the others waiting.
+fn resolve(db: &Connection, job: JobId, fees: FeeSplit, now: Timestamp) -> Outcome<bool> {
+    let release = |db: &Connection| void(db, job, now);
+    let by_checkpoint = whole_or_nothing(db, |db| match checkpoint_of(db, job)? {
+        Some(delivered) => settle(db, &delivered, fees, now).map(drop),
+        None => release(db),
+    });
+    let resolved = by_checkpoint.or_else(|error| match error {
+        StoreError::Failed(_) => Err(error), // not the row's fault
+        error => {
+            warn!(%job, %error, "what a job has delivered cannot be paid; its hold is released");
+            whole_or_nothing(db, release)
+        }
+    });
+    match resolved {
+        Ok(()) => Ok(true),
+        Err(error @ StoreError::Failed(_)) => Err(error),
+        Err(error) => {
+            error!(%job, %error, "a hold whose lease has ended cannot be resolved, and stays");
+            Ok(false)
         }
     }
-    Ok(jobs.len() as u64)
 }
 
 pub(super) fn credit(db: &Connection, key: &KeyId, credit: Credit, at: Timestamp) -> Outcome<XRam> {
