@@ -3,10 +3,11 @@
 //! All but `/metrics` ask for the administrator's key, and so does that where more than this machine can reach it. What
 //! is done is written to the log, with the id of the key that did it.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Extension, FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
@@ -72,14 +73,20 @@ impl FromRequestParts<Admin> for Administrator {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Refusal> {
-        if !admin.key.is(auth::bearer(parts)?) {
-            admin.gateway.front.metrics.limited("admin_key");
+        let peer = parts.extensions.get::<Peer>().copied();
+        let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(peer)| peer.ip());
+        let (key, front) = (auth::bearer(parts)?, &admin.gateway.front);
+        if !front.may_guess_admin(address) {
+            // Before the key is looked at: else every guess would still be told from the right one.
+            front.metrics.limited("admin_keys");
+            return Err(Refusal(ApiError::rate_limited(auth::GUESS_WAIT)));
+        }
+        if !admin.key.is(key) {
+            front.metrics.limited("admin_key");
+            front.guessed_admin(address);
             return Err(Refusal(ApiError::invalid_key()));
         }
-        let Ok(Extension(peer)) = Extension::from_request_parts(parts, admin).await else {
-            return Ok(Self { key: admin.key.id(), peer: None });
-        };
-        Ok(Self { key: admin.key.id(), peer: Some(peer) })
+        Ok(Self { key: admin.key.id(), peer })
     }
 }
 
@@ -216,10 +223,16 @@ async fn set_provider(
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
     let handle = &admin.gateway.handle;
+    let was_drained = handle.ask(move |core, _| core.is_drained(id)).await?;
     handle.drain_provider(id, draining).await?;
-    let view = handle.ask(move |core, _| core.provider(id)).await?.ok_or_else(unknown)?;
+    let told = match handle.ask(move |core, _| core.provider(id)).await? {
+        Some(view) => Json(view).into_response(),
+        // It is away, and comes back into service.
+        None if was_drained && !draining => StatusCode::NO_CONTENT.into_response(),
+        None => return Err(unknown().into()),
+    };
     who.did(if draining { "provider drained" } else { "provider resumed" }, &id);
-    Ok(Json(view).into_response())
+    Ok(told)
 }
 
 async fn settings(State(admin): State<Admin>, _: Administrator) -> Json<Value> {

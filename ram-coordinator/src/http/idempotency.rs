@@ -46,7 +46,7 @@ const KEPT_HEADERS: [HeaderName; 6] =
     [CONTENT_TYPE, CACHE_CONTROL, RETRY_AFTER, SHOULD_RETRY, IGNORED_FIELDS, ACCEL_BUFFERING];
 
 /// A request under a key.
-pub(super) struct Asked {
+pub(super) struct KeyedRequest {
     owner: Owner,
     key: String,
     fingerprint: Fingerprint,
@@ -75,10 +75,10 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// Answers a request once: by running it, or with what it was answered before.
 pub(super) async fn once(
     gateway: &Gateway,
-    asked: Asked,
+    request: KeyedRequest,
     run: impl Future<Output = Response> + Send + 'static,
 ) -> Response {
-    let Asked { owner, key, fingerprint } = asked;
+    let KeyedRequest { owner, key, fingerprint } = request;
     let begin = {
         let mut answers = gateway.front.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if !answers.is_on() {
@@ -89,10 +89,10 @@ pub(super) async fn once(
     };
     let refused = match begin {
         Begin::Run(ticket) => {
-            let claim = Claim { gateway: gateway.clone(), ticket: Some(ticket) };
+            let running = RunningKey { gateway: gateway.clone(), ticket: Some(ticket) };
             // In a task of its own: it goes on when whoever asked goes away.
-            let running = tokio::spawn(async move { record(run.await, claim).await });
-            return running.await.unwrap_or_else(|_| Refusal(ApiError::internal()).into_response());
+            let answer = tokio::spawn(async move { record(run.await, running).await });
+            return answer.await.unwrap_or_else(|_| Refusal(ApiError::internal()).into_response());
         }
         Begin::Replay(recorded) => {
             gateway.front.metrics.replays.inc();
@@ -137,12 +137,12 @@ fn not_kept() -> ApiError {
 }
 
 /// A request that runs; forgotten if nobody says how it ended.
-struct Claim {
+struct RunningKey {
     gateway: Gateway,
     ticket: Option<Ticket>,
 }
 
-impl Claim {
+impl RunningKey {
     fn end(mut self, end: End<Recorded>) {
         self.resolve(end);
     }
@@ -155,21 +155,21 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for RunningKey {
     fn drop(&mut self) {
         self.resolve(End::Forget);
     }
 }
 
 /// Passes an answer on and keeps it.
-async fn record(response: Response, claim: Claim) -> Response {
+async fn record(response: Response, running: RunningKey) -> Response {
     let (parts, answer) = response.into_parts();
     let kept = |name: &HeaderName| Some((name.clone(), parts.headers.get(name)?.clone()));
     let headers: HeaderMap = KEPT_HEADERS.iter().filter_map(kept).collect();
     let mut recorded = Recorded { status: parts.status, headers, body: Bytes::new() };
     if is_stream(&parts.headers) {
         let (frames, told) = mpsc::channel(FRAMES_MAX);
-        tokio::spawn(pump(answer, frames, recorded, claim));
+        tokio::spawn(pump(answer, frames, recorded, running));
         let told = futures::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
         return Response::from_parts(parts, Body::from_stream(told.map(Ok::<_, std::convert::Infallible>)));
     }
@@ -177,7 +177,7 @@ async fn record(response: Response, claim: Claim) -> Response {
         return Refusal(ApiError::internal()).into_response(); // our own bodies do not break off
     };
     recorded.body = whole.clone();
-    claim.end(match recorded {
+    running.end(match recorded {
         recorded if !recorded.is_final() => End::Forget,
         recorded if whole.len() > ANSWER_BYTES_MAX => {
             drop(recorded);
@@ -192,7 +192,7 @@ async fn record(response: Response, claim: Claim) -> Response {
 }
 
 /// Passes a stream on, to its end, whether or not anybody still reads it.
-async fn pump(answer: Body, frames: mpsc::Sender<Bytes>, mut recorded: Recorded, claim: Claim) {
+async fn pump(answer: Body, frames: mpsc::Sender<Bytes>, mut recorded: Recorded, running: RunningKey) {
     let mut answer = answer.into_data_stream();
     let (mut kept, mut is_charged, mut is_long) = (Vec::new(), false, false);
     while let Some(Ok(frame)) = answer.next().await {
@@ -207,7 +207,7 @@ async fn pump(answer: Body, frames: mpsc::Sender<Bytes>, mut recorded: Recorded,
     }
     recorded.body = kept.into();
     let bytes = recorded.size();
-    claim.end(match (is_charged, is_long) {
+    running.end(match (is_charged, is_long) {
         (false, _) => End::Forget,
         (true, true) => End::TooLong,
         (true, false) => End::Keep(recorded, bytes),
@@ -219,7 +219,7 @@ fn says_something(frame: &[u8]) -> bool {
     frame.starts_with(b"data: ") && !frame.starts_with(b"data: {\"error\"")
 }
 
-impl Asked {
+impl KeyedRequest {
     pub(super) fn new(key: String, caller: &Caller, client: IpAddr, body: &[u8]) -> Self {
         Self { owner: Owner::of(caller, client), key, fingerprint: Sha256::digest(body).into() }
     }

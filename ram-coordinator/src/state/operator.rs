@@ -40,7 +40,7 @@ impl Coordinator {
             ..Census::default()
         };
         for (_, node) in self.registry.nodes() {
-            let place = match (node.draining, node.running.is_empty()) {
+            let place = match (node.is_out(), node.running.is_empty()) {
                 (true, _) => &mut census.draining,
                 (false, true) => &mut census.idle,
                 (false, false) => &mut census.busy,
@@ -72,10 +72,14 @@ impl Coordinator {
         effects.extend(self.registry.nodes().map(|(_, node)| send(node.conn, ToProvider::Drain)));
     }
 
-    /// Gives a provider no new jobs, or some again.
+    /// Gives a provider no new jobs, however often it connects anew, or some again.
     pub(super) fn drain_provider(&mut self, provider: ProviderId, draining: bool) {
-        if let Some(node) = self.registry.node_mut(provider) {
-            node.draining = draining;
-        }
+        if draining { self.registry.drain(provider) } else { self.registry.resume(provider) }
+    }
+
+    /// Whether the operator took this provider out of service, which outlives its sessions.
+    #[must_use]
+    pub fn is_drained(&self, provider: ProviderId) -> bool {
+        self.registry.is_drained(provider)
     }
 }

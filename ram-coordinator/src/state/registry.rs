@@ -34,6 +34,8 @@ const STATEMENT_VALID_MAX: Duration = Duration::from_secs(600);
 const REST: Duration = Duration::from_secs(600);
 /// Most jobs that a node may run at once, whatever it says: as many as `ram-provider` lets an operator set.
 const SLOTS_MAX: u16 = 256;
+/// Nodes that the operator took out of service and that may be away: at 40 B each they take 400 KB.
+const DRAINED_MAX: usize = 10_000;
 /// Longest text in a node's description of its hardware, in bytes.
 const HARDWARE_TEXT_BYTES_MAX: usize = 128;
 
@@ -44,6 +46,8 @@ pub(super) struct Registry {
     nodes: BTreeMap<ProviderId, Node>,
     /// Which nodes offer a model, so that a choice looks at those alone.
     by_model: ByModel,
+    /// Nodes that the operator took out of service, here or away: to connect anew puts none back.
+    drained: BTreeSet<ProviderId>,
     last_epoch: Epoch,
 }
 
@@ -62,7 +66,10 @@ pub(super) struct Node {
     pub(super) load: Load,
     pub(super) since: Timestamp,
     pub(super) last_word: Timestamp,
+    /// Whether it said itself that it takes no new jobs.
     pub(super) draining: bool,
+    /// Whether the operator took it out of service.
+    pub(super) drained: bool,
     /// Jobs in a row that it failed by its own fault, and when it failed the last one.
     pub(super) strikes: u32,
     pub(super) struck_at: Timestamp,
@@ -148,6 +155,7 @@ impl Registry {
             since: now,
             last_word: now,
             draining: false,
+            drained: self.drained.contains(&provider),
             strikes: 0,
             struck_at: now,
             recent: Recent::default(),
@@ -188,6 +196,31 @@ impl Registry {
 
     pub(super) fn node_mut(&mut self, provider: ProviderId) -> Option<&mut Node> {
         self.nodes.get_mut(&provider)
+    }
+
+    /// Takes a node that is here out of service, until [`resume`](Self::resume).
+    pub(super) fn drain(&mut self, provider: ProviderId) {
+        let Some(node) = self.nodes.get_mut(&provider) else { return };
+        node.drained = true;
+        if self.drained.len() >= DRAINED_MAX && !self.drained.contains(&provider) {
+            // Those that are here have a bound of their own, so one that is away makes room.
+            let away = self.drained.iter().find(|&drained| !self.nodes.contains_key(drained)).copied();
+            away.map(|away| self.drained.remove(&away));
+        }
+        self.drained.insert(provider);
+    }
+
+    /// Puts a node back that the operator took out of service; what it said itself stands.
+    pub(super) fn resume(&mut self, provider: ProviderId) {
+        self.drained.remove(&provider);
+        if let Some(node) = self.nodes.get_mut(&provider) {
+            node.drained = false;
+        }
+    }
+
+    /// Whether the operator took this node out of service, here or away.
+    pub(super) fn is_drained(&self, provider: ProviderId) -> bool {
+        self.drained.contains(&provider)
     }
 
     pub(super) fn nodes(&self) -> impl ExactSizeIterator<Item = (ProviderId, &Node)> {
@@ -287,9 +320,14 @@ impl Node {
             load: self.load_now(),
             in_flight: count(&self.running),
             reputation,
-            draining: self.draining,
+            draining: self.is_out(),
             strikes: if has_rested { 0 } else { self.strikes },
         }
+    }
+
+    /// Whether it gets no new jobs, by its own word or the operator's.
+    pub(super) const fn is_out(&self) -> bool {
+        self.draining || self.drained
     }
 
     /// How busy it is now: our jobs by our own count, and those that it has from elsewhere.

@@ -59,6 +59,7 @@ impl Coordinator {
         let refusal = match catalog::resolve(model.as_str()) {
             None => Err("the network's catalogue does not know this model".to_owned()),
             Some(_) if self.draining => Err("the coordinator is shutting down".to_owned()),
+            Some(_) if node.drained => Err("the coordinator's operator took it out of service".to_owned()),
             Some(spec) => {
                 let candidate = node.candidate(id, model, self.standings.of(id, now), now);
                 Ok(route::examine(&candidate, &wish_for(spec, USUAL_PROMPT, USUAL_ANSWER)).err())
@@ -82,7 +83,7 @@ impl Coordinator {
             models: node.spec.offers.clone(),
             load: node.load_now(),
             online_since: node.since,
-            draining: node.draining,
+            draining: node.is_out(),
             reputation: self.standings.of(id, self.ticked_at),
             silent_seconds: None,
             explain: None,
