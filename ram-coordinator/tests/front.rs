@@ -10,6 +10,7 @@ use fake::{AT_MOST, FakeProvider, Network, question};
 use ram_coordinator::StartError;
 use ram_coordinator::config::{AdminListen, Config, Database};
 use ram_coordinator::keys::DEMO_KEY;
+use ram_core::job::{Failure, Outcome};
 use ram_proto::control::{ToCoordinator, ToProvider};
 use ram_proto::openai::sse;
 use ram_proto::routes;
@@ -138,6 +139,27 @@ async fn what_failed_before_a_charge_runs_again_and_what_failed_after_one_does_n
     let again = network.once("mine", json!({})).await.unwrap();
     assert_eq!(header(&again, "idempotent-replayed"), Some("true"));
     assert_eq!(code(again).await, (503, "provider_lost".to_owned()));
+}
+
+#[tokio::test]
+async fn a_request_that_was_charged_for_in_part_and_then_found_bad_is_not_run_again() {
+    let network = Network::start().await;
+    let mut provider = network.provider(1).await;
+    for stream in [false, true] {
+        let (key, fields) = (format!("mine-{stream}"), json!({ "n": 2, "stream": stream }));
+        let asked = network.once(&key, fields.clone());
+        let (mut first, second) = (provider.run().await, provider.run().await);
+        provider.accept(&first).await;
+        provider.write(&mut first, "Paris").await;
+        provider.finish(&first).await;
+        let failure = Failure::InvalidPrompt;
+        provider.end(&second, Outcome::Failed { failure }).await;
+        let told = asked.await.unwrap().text().await.unwrap();
+        assert!(told.contains("\"error\""), "{told}");
+        let again = network.once(&key, fields).await.unwrap();
+        assert_eq!(header(&again, "idempotent-replayed"), Some("true"));
+        assert_eq!(again.text().await.unwrap(), told);
+    }
 }
 
 #[tokio::test]
