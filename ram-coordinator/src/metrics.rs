@@ -216,14 +216,6 @@ impl Metrics {
         registry.register("provider_messages", "Messages on providers' sockets", self.messages.clone());
         registry.register("received_bytes", "Bytes that came in", self.bytes_received.clone());
         registry.register("sent_bytes", "Bytes that went out", self.bytes_sent.clone());
-        let process = &self.process;
-        registry.register(
-            "process_resident_bytes",
-            "Memory that the process holds",
-            process.resident.clone(),
-        );
-        registry.register("process_cpu", "Seconds of processor time, used", process.cpu.clone());
-        registry.register("process_open_files", "File handles that are open", process.files.clone());
     }
 
     /// All of it, as Prometheus reads it, with what the core counts right now.
@@ -430,6 +422,13 @@ mod tests {
         }
         assert!(!text.contains("canary"));
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_process_is_told_under_the_usual_names_alone() {
+        let text = Metrics::default().text(None);
+        assert!(text.lines().any(|told| told.starts_with("process_resident_memory_bytes ")));
+        assert!(!text.contains("ram_process_"), "{text}");
     }
 
     #[cfg(target_os = "linux")]

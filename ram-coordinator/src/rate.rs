@@ -13,15 +13,23 @@ use ram_core::units::Timestamp;
 const MINUTE_US: u64 = 60_000_000;
 /// Most callers remembered at once: 10 MB. While so many are busy within one minute, another waits.
 const CALLERS_MAX: usize = 100_000;
-/// How long one more has to wait then.
+/// How long one more has to wait then, and how often those whose minute is over are looked for: that reads all.
 const CROWDED_WAIT: Duration = Duration::from_secs(1);
 
 /// So many in a minute for each `K`.
 #[derive(Debug)]
 pub(crate) struct Rates<K> {
     per_minute: u32,
-    /// When each caller has its whole minute again, in microseconds; forgotten once that is past.
-    full_at: Mutex<HashMap<K, u64>>,
+    callers: Mutex<Callers<K>>,
+}
+
+/// All callers that are remembered.
+#[derive(Debug)]
+struct Callers<K> {
+    /// When each one has its whole minute again, in microseconds; forgotten once that is past.
+    full_at: HashMap<K, u64>,
+    /// When those whose minute is over were looked for, in microseconds.
+    swept_at: Option<u64>,
 }
 
 /// What a caller has left.
@@ -47,36 +55,35 @@ pub(crate) struct TooFast {
 impl<K: Eq + Hash> Rates<K> {
     /// So many; 0 for any number.
     pub(crate) fn new(per_minute: u32) -> Self {
-        Self { per_minute, full_at: Mutex::default() }
+        let callers = Callers { full_at: HashMap::new(), swept_at: None };
+        Self { per_minute, callers: Mutex::new(callers) }
     }
 
     /// Takes one; `None` where there is no limit.
     pub(crate) fn take(&self, caller: K, now: Timestamp) -> Option<Result<Left, TooFast>> {
         let each = self.each()?;
         let now = micros(now);
-        let mut callers = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let full_at = callers.get(&caller).copied().unwrap_or(0).max(now);
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = callers.full_at.get(&caller).copied().unwrap_or(0).max(now);
         if full_at - now + each > MINUTE_US {
             let wait = Duration::from_micros(full_at - now + each - MINUTE_US);
             return Some(Err(TooFast { wait, left: self.left(full_at - now, each) }));
         }
-        if callers.len() >= CALLERS_MAX && !callers.contains_key(&caller) {
-            callers.retain(|_, full_at| *full_at > now);
-            if callers.len() >= CALLERS_MAX {
-                let left = Left { limit: self.per_minute, remaining: 0, full_in: CROWDED_WAIT };
-                return Some(Err(TooFast { wait: CROWDED_WAIT, left }));
-            }
+        if !callers.have_room_for(&caller, now) {
+            let left = Left { limit: self.per_minute, remaining: 0, full_in: CROWDED_WAIT };
+            return Some(Err(TooFast { wait: CROWDED_WAIT, left }));
         }
-        callers.insert(caller, full_at + each);
+        callers.full_at.insert(caller, full_at + each);
         Some(Ok(self.left(full_at + each - now, each)))
     }
 
     /// Whether one is left, which is not taken.
     pub(crate) fn has_one(&self, caller: &K, now: Timestamp) -> bool {
         let Some(each) = self.each() else { return true };
-        let callers = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let full_at = callers.get(caller).copied().unwrap_or(0);
-        full_at.saturating_sub(micros(now)) + each <= MINUTE_US
+        let now = micros(now);
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = callers.full_at.get(caller).copied().unwrap_or(0);
+        full_at.saturating_sub(now) + each <= MINUTE_US && callers.have_room_for(caller, now)
     }
 
     /// The time that one of them stands for.
@@ -91,6 +98,23 @@ impl<K: Eq + Hash> Rates<K> {
             remaining: u32::try_from(remaining).unwrap_or(u32::MAX).min(self.per_minute),
             full_in: Duration::from_micros(ahead),
         }
+    }
+}
+
+impl<K: Eq + Hash> Callers<K> {
+    /// Whether this one is remembered or can be.
+    fn have_room_for(&mut self, caller: &K, now: u64) -> bool {
+        if self.full_at.len() < CALLERS_MAX || self.full_at.contains_key(caller) {
+            return true;
+        }
+        // The difference, for a clock may have been set back.
+        let may_sweep =
+            self.swept_at.is_none_or(|at| u128::from(now.abs_diff(at)) >= CROWDED_WAIT.as_micros());
+        if may_sweep {
+            self.swept_at = Some(now);
+            self.full_at.retain(|_, full_at| *full_at > now);
+        }
+        self.full_at.len() < CALLERS_MAX
     }
 }
 
@@ -135,6 +159,21 @@ mod tests {
         assert!(rates.has_one(&"a", at(0)) && rates.has_one(&"a", at(0)));
         assert!(rates.take("a", at(0)).unwrap().is_ok());
         assert!(!rates.has_one(&"a", at(0)) && rates.has_one(&"a", at(60_000)));
+    }
+
+    #[test]
+    fn while_too_many_are_remembered_a_stranger_has_none_and_they_are_looked_through_once_a_second() {
+        let rates = Rates::new(60);
+        for caller in 0..CALLERS_MAX {
+            assert!(rates.take(caller, at(0)).unwrap().is_ok());
+        }
+        let stranger = CALLERS_MAX;
+        assert!(!rates.has_one(&stranger, at(500)), "nobody could count what it takes");
+        assert!(rates.take(stranger, at(500)).unwrap().is_err());
+        assert!(rates.has_one(&0, at(500)) && rates.take(0, at(500)).unwrap().is_ok());
+        assert!(!rates.has_one(&stranger, at(1200)), "it is not a second since they were looked through");
+        assert!(rates.has_one(&stranger, at(1500)));
+        assert!(rates.take(stranger, at(1500)).unwrap().is_ok());
     }
 
     proptest! {

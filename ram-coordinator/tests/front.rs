@@ -10,7 +10,8 @@ use fake::{AT_MOST, FakeProvider, Network, question};
 use ram_coordinator::StartError;
 use ram_coordinator::config::{AdminListen, Config, Database};
 use ram_coordinator::keys::DEMO_KEY;
-use ram_proto::control::ToProvider;
+use ram_core::job::{Failure, Outcome};
+use ram_proto::control::{ToCoordinator, ToProvider};
 use ram_proto::openai::sse;
 use ram_proto::routes;
 use reqwest::{Method, Response, StatusCode};
@@ -138,6 +139,27 @@ async fn what_failed_before_a_charge_runs_again_and_what_failed_after_one_does_n
     let again = network.once("mine", json!({})).await.unwrap();
     assert_eq!(header(&again, "idempotent-replayed"), Some("true"));
     assert_eq!(code(again).await, (503, "provider_lost".to_owned()));
+}
+
+#[tokio::test]
+async fn a_request_that_was_charged_for_in_part_and_then_found_bad_is_not_run_again() {
+    let network = Network::start().await;
+    let mut provider = network.provider(1).await;
+    for stream in [false, true] {
+        let (key, fields) = (format!("mine-{stream}"), json!({ "n": 2, "stream": stream }));
+        let asked = network.once(&key, fields.clone());
+        let (mut first, second) = (provider.run().await, provider.run().await);
+        provider.accept(&first).await;
+        provider.write(&mut first, "Paris").await;
+        provider.finish(&first).await;
+        let failure = Failure::InvalidPrompt;
+        provider.end(&second, Outcome::Failed { failure }).await;
+        let told = asked.await.unwrap().text().await.unwrap();
+        assert!(told.contains("\"error\""), "{told}");
+        let again = network.once(&key, fields).await.unwrap();
+        assert_eq!(header(&again, "idempotent-replayed"), Some("true"));
+        assert_eq!(again.text().await.unwrap(), told);
+    }
 }
 
 #[tokio::test]
@@ -273,6 +295,33 @@ async fn the_operators_paths_open_to_the_operators_key_alone() {
 }
 
 #[tokio::test]
+async fn whoever_guesses_at_the_operators_key_is_stopped() {
+    let network = Network::with(|config| {
+        config.admin_listen = "127.0.0.1:0".parse().unwrap();
+        config.gateway.unknown_keys_per_minute = 2;
+    })
+    .await;
+    let (addr, key) = network.coordinator.admin.clone().unwrap();
+    let ask = async |key: &str| {
+        let url = format!("http://{addr}{}", routes::ADMIN_DRAIN);
+        network.http.get(url).bearer_auth(key).send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(ask(key.reveal()).await, 200);
+    assert_eq!([ask("guess-1").await, ask("guess-2").await, ask("guess-3").await], [401, 401, 429]);
+    assert_eq!(ask(key.reveal()).await, 429, "a guess that is right tells no more than a wrong one");
+}
+
+#[tokio::test]
+async fn the_first_bytes_of_a_body_are_free_and_the_rest_has_to_fit() {
+    let network = Network::with(|config| config.gateway.bodies_bytes_max = 0).await;
+    let asked = async |bytes: usize| {
+        let message = json!({ "role": "user", "content": "x".repeat(bytes) });
+        code(network.chat(json!({ "messages": [message], "model": "nobody" })).send().await.unwrap()).await.0
+    };
+    assert_eq!([asked(7 << 10).await, asked(9 << 10).await], [404, 503]);
+}
+
+#[tokio::test]
 async fn the_operator_makes_credits_and_revokes_keys() {
     let (network, admin, key) = administered().await;
     let ask = async |method: Method, path: String, body: Value| {
@@ -336,6 +385,36 @@ async fn the_operator_takes_the_network_or_a_provider_out_of_service_and_back() 
     assert_eq!(waiting.await.unwrap().status(), 200);
     let stranger = path.replace(&provider.id.to_string(), "p_0");
     assert_eq!(ask(Method::POST, &stranger).await["error"]["code"], "not_found");
+}
+
+#[tokio::test]
+async fn a_drained_provider_stays_drained_when_it_comes_back_and_until_the_operator_says_otherwise() {
+    let (network, admin, key) = administered().await;
+    let provider = network.provider(1).await;
+    let id = provider.id;
+    let drain = format!("{admin}{}", routes::ADMIN_PROVIDER_DRAIN.replace("{id}", &id.to_string()));
+    let ask = async |method: Method| {
+        network.http.request(method, &drain).bearer_auth(&key).send().await.unwrap().status().as_u16()
+    };
+    let shown = async || {
+        let view = network.get(&format!("{}/{id}?explain=1", routes::PROVIDERS)).await;
+        let view: Value = view.json().await.unwrap();
+        (view["draining"].clone(), view["explain"][0]["why"].clone())
+    };
+    assert_eq!(ask(Method::POST).await, 200);
+    let mut again = network.provider(1).await; // a new session of the same node
+    let by_operator = json!("the coordinator's operator took it out of service");
+    assert_eq!(shown().await, (json!(true), by_operator.clone()));
+    again.say(&ToCoordinator::Draining).await;
+    assert_eq!(ask(Method::DELETE).await, 200);
+    while shown().await != (json!(true), json!("it is draining")) {}
+
+    assert_eq!(ask(Method::POST).await, 200);
+    drop((provider, again));
+    while network.get(&format!("{}/{id}", routes::PROVIDERS)).await.status() != 404 {}
+    assert_eq!([ask(Method::DELETE).await, ask(Method::DELETE).await], [204, 404]);
+    let _back = network.provider(1).await;
+    assert_eq!(shown().await, (json!(false), Value::Null));
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ pub struct GatewayLimits {
     /// How long a request's body may take: 8 MiB at 1 Mbit/s.
     #[serde(rename = "body_within_s", with = "seconds")]
     pub body_within: Duration,
-    /// Bytes of bodies that may be in reading at once, beyond the first 64 KiB of each.
+    /// Bytes of bodies that may be in reading at once, beyond the first 8 KiB of each.
     pub bodies_bytes_max: usize,
     /// How long a peer may read nothing of what is written to it.
     #[serde(rename = "write_stall_s", with = "seconds")]
@@ -42,7 +42,8 @@ pub struct GatewayLimits {
     pub key_requests_per_minute: u32,
     /// Requests that the demo key takes from one address in a minute; 0 for any number.
     pub demo_requests_per_minute: u32,
-    /// Keys that nobody has which one address may try in a minute; 0 for any number.
+    /// Keys that nobody has which one address may try in a minute, and as many at the administrator's; 0 for any
+    /// number.
     pub unknown_keys_per_minute: u32,
     /// Messages that one provider may send in a second: 64 running jobs at 30 chunks. A faster one is read slower,
     /// and cut off when it does not slow down.

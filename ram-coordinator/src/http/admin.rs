@@ -3,10 +3,11 @@
 //! All but `/metrics` ask for the administrator's key, and so does that where more than this machine can reach it. What
 //! is done is written to the log, with the id of the key that did it.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, PathRejection};
-use axum::extract::{Extension, FromRequestParts, Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode};
@@ -72,14 +73,20 @@ impl FromRequestParts<Admin> for Administrator {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, admin: &Admin) -> Result<Self, Refusal> {
-        if !admin.key.is(auth::bearer(parts)?) {
-            admin.gateway.front.metrics.limited("admin_key");
+        let peer = parts.extensions.get::<Peer>().copied();
+        let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |Peer(peer)| peer.ip());
+        let (key, front) = (auth::bearer(parts)?, &admin.gateway.front);
+        if !front.may_guess_admin(address) {
+            // Before the key is looked at: else every guess would still be told from the right one.
+            front.metrics.limited("admin_keys");
+            return Err(Refusal(ApiError::rate_limited(auth::GUESS_WAIT)));
+        }
+        if !admin.key.is(key) {
+            front.metrics.limited("admin_key");
+            front.guessed_admin(address);
             return Err(Refusal(ApiError::invalid_key()));
         }
-        let Ok(Extension(peer)) = Extension::from_request_parts(parts, admin).await else {
-            return Ok(Self { key: admin.key.id(), peer: None });
-        };
-        Ok(Self { key: admin.key.id(), peer: Some(peer) })
+        Ok(Self { key: admin.key.id(), peer })
     }
 }
 
@@ -217,7 +224,8 @@ async fn set_provider(
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
     let handle = &admin.gateway.handle;
     // One that is away can be taken back into service, and not out of it.
-    let is_known = handle.ask(move |core, _| if draining { core.provider(id).is_some() } else { core.knows(id) });
+    let is_known =
+        handle.ask(move |core, _| if draining { core.provider(id).is_some() } else { core.knows(id) });
     if !is_known.await? {
         return Err(unknown().into());
     }

@@ -13,7 +13,7 @@ use crate::rate::{Left, TooFast};
 
 use super::auth::Called;
 use super::error::Refusal;
-use super::idempotency::{self, Asked};
+use super::idempotency::{self, KeyedRequest};
 use super::{Gateway, body, client_of};
 
 /// OpenAI's header for how many requests there are in a minute.
@@ -64,11 +64,11 @@ async fn once(
         Err(error) => return Refusal(error).into_response(),
     };
     let client = client_of(&parts);
-    let asked = key.map(|key| Asked::new(key, &caller, client, &body));
+    let keyed = key.map(|key| KeyedRequest::new(key, &caller, client, &body));
     let request = Request::from_parts(parts, body.into());
-    match asked {
+    match keyed {
         None => next.run(request).await,
-        Some(asked) => idempotency::once(gateway, asked, async move { next.run(request).await }).await,
+        Some(keyed) => idempotency::once(gateway, keyed, async move { next.run(request).await }).await,
     }
 }
 

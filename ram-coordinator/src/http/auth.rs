@@ -18,7 +18,7 @@ use super::{Gateway, client_of};
 const HEADER_BYTES_MAX: usize = 512;
 
 /// When an address that has tried too many keys may try another.
-const GUESS_WAIT: Duration = Duration::from_secs(1);
+pub(super) const GUESS_WAIT: Duration = Duration::from_secs(1);
 
 /// Somebody whose key is good.
 #[derive(Debug)]

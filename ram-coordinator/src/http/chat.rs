@@ -66,6 +66,7 @@ pub(super) async fn complete(
         Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
     };
     let choices = submit(&gateway, request, &payer, job).await?;
+    let charged = choices.charged();
     let told = match delivery {
         Delivery::Whole => {
             let answer = WholeAnswer::new(head, asked, n);
@@ -74,6 +75,7 @@ pub(super) async fn complete(
         Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, n), choices).await,
     };
     let mut response = told.unwrap_or_else(|error| Refusal(error).into_response());
+    response.extensions_mut().insert(charged);
     if let Some(ignored) = ignored.and_then(|names| HeaderValue::try_from(names).ok()) {
         response.headers_mut().insert(IGNORED_FIELDS, ignored);
     }

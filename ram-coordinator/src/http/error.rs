@@ -5,12 +5,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use ram_core::units::XRam;
 use ram_proto::openai::ApiError;
 
 use crate::keys::KeyError;
 use crate::run::Gone;
-use crate::state::{HoldError, JobError, Receipt};
+use crate::state::{HoldError, JobError};
 
 /// When it may be worth another try at a full or stopping network: about what one answer takes.
 const CAPACITY_WAIT: Duration = Duration::from_secs(5);
@@ -59,8 +58,8 @@ impl IntoResponse for Refusal {
 }
 
 /// What the user hears of a job that failed.
-pub(super) fn of_job(error: JobError, receipt: Option<Receipt>) -> ApiError {
-    let told = match error {
+pub(super) fn of_job(error: JobError) -> ApiError {
+    match error {
         JobError::UnknownModel(model) => ApiError::model_not_found(&model),
         JobError::NoCapacity(_) | JobError::QueueFull(_) | JobError::Draining => {
             ApiError::no_capacity(CAPACITY_WAIT)
@@ -75,19 +74,17 @@ pub(super) fn of_job(error: JobError, receipt: Option<Receipt>) -> ApiError {
         }
         JobError::DemoBudget => ApiError::insufficient_quota(error.to_string()),
         JobError::Provider { failure } => ApiError::from(failure),
-    };
-    let charged = receipt.is_some_and(|receipt| receipt.charge > XRam::ZERO);
-    if charged { told.after_charge() } else { told }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use ram_core::job::Failure;
-    use ram_core::units::TokenCount;
+    use ram_core::units::{TokenCount, XRam};
 
     fn check(error: JobError, status: u16, code: &str, retry_after: Option<u64>) {
-        let told = of_job(error, None);
+        let told = of_job(error);
         let waits = told.retry_after.map(|wait| wait.as_secs());
         assert_eq!((told.status, told.code, waits), (status, Some(code), retry_after));
     }
@@ -108,14 +105,5 @@ mod tests {
         let failure = Failure::ContextLengthExceeded { prompt, limit };
         check(JobError::Provider { failure }, 400, "context_length_exceeded", None);
         check(JobError::Provider { failure: Failure::TimedOut }, 504, "timeout", None);
-    }
-
-    #[test]
-    fn once_tokens_were_charged_no_client_tries_again_by_itself() {
-        let receipt = Receipt { charge: XRam::from_units(1), price_per_1k: XRam::ZERO, remaining: None };
-        let failure = Failure::ProviderLost;
-        let told = of_job(JobError::Provider { failure }, Some(receipt));
-        assert_eq!((told.should_retry, told.retry_after), (Some(false), None));
-        assert_eq!(of_job(JobError::Provider { failure }, None).should_retry, None);
     }
 }

@@ -44,6 +44,8 @@ pub struct Front {
     by_key: Rates<KeyId>,
     by_demo_address: Rates<IpAddr>,
     unknown_keys: Rates<IpAddr>,
+    /// Beside the gateway's own, so that no stranger there uses up what the operator has here.
+    admin_keys: Rates<IpAddr>,
 }
 
 impl Front {
@@ -73,6 +75,7 @@ impl Front {
             by_key: Rates::new(limits.key_requests_per_minute),
             by_demo_address: Rates::new(limits.demo_requests_per_minute),
             unknown_keys: Rates::new(limits.unknown_keys_per_minute),
+            admin_keys: Rates::new(limits.unknown_keys_per_minute),
         }
     }
 
@@ -101,6 +104,16 @@ impl Front {
     /// This address has tried a key that is nobody's.
     pub(super) fn guessed(&self, address: IpAddr) {
         let _ = self.unknown_keys.take(subscriber(address), run::now()); // it was refused anyway
+    }
+
+    /// Whether this address may try another key as the administrator's.
+    pub(super) fn may_guess_admin(&self, address: IpAddr) -> bool {
+        self.admin_keys.has_one(&subscriber(address), run::now())
+    }
+
+    /// This address has tried a key that is not the administrator's.
+    pub(super) fn guessed_admin(&self, address: IpAddr) {
+        let _ = self.admin_keys.take(subscriber(address), run::now()); // it was refused anyway
     }
 }
 

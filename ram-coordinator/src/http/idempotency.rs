@@ -4,10 +4,11 @@
 //! client goes away; the client that comes back under the same key is told to wait a second while it runs, and has the
 //! whole answer after that. Without the header a client that goes away cancels its job, as ever.
 
-use std::fmt;
 use std::net::IpAddr;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use axum::body::{self, Body, Bytes};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
@@ -24,6 +25,7 @@ use crate::run;
 
 use super::Gateway;
 use super::chat::{ACCEL_BUFFERING, IGNORED_FIELDS};
+use super::choices::Charged;
 use super::error::Refusal;
 use super::observe::is_stream;
 
@@ -37,8 +39,10 @@ const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const KEY_BYTES_MAX: usize = 255;
 /// Longest answer that is kept: 10,000 tokens as a stream. A longer one is delivered, known, and not kept.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
-/// Frames of a stream between whoever keeps it and whoever reads it.
-const FRAMES_MAX: usize = 16;
+/// Frames of a stream that wait for whoever reads it: as many as replies may wait for a reader without a key.
+const FRAMES_MAX: usize = 256;
+/// Bytes of those frames: a reply's words, with what is written around them.
+const FRAME_BYTES_MAX: usize = 512 << 10;
 /// When to ask again while the first request runs.
 const RUNNING_WAIT: Duration = Duration::from_secs(1);
 /// Headers that belong to an answer wherever it is told; the others belong to one request.
@@ -46,7 +50,7 @@ const KEPT_HEADERS: [HeaderName; 6] =
     [CONTENT_TYPE, CACHE_CONTROL, RETRY_AFTER, SHOULD_RETRY, IGNORED_FIELDS, ACCEL_BUFFERING];
 
 /// A request under a key.
-pub(super) struct Asked {
+pub(super) struct KeyedRequest {
     owner: Owner,
     key: String,
     fingerprint: Fingerprint,
@@ -75,10 +79,10 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// Answers a request once: by running it, or with what it was answered before.
 pub(super) async fn once(
     gateway: &Gateway,
-    asked: Asked,
+    request: KeyedRequest,
     run: impl Future<Output = Response> + Send + 'static,
 ) -> Response {
-    let Asked { owner, key, fingerprint } = asked;
+    let KeyedRequest { owner, key, fingerprint } = request;
     let begin = {
         let mut answers = gateway.front.answers.lock().unwrap_or_else(PoisonError::into_inner);
         if !answers.is_on() {
@@ -89,10 +93,10 @@ pub(super) async fn once(
     };
     let refused = match begin {
         Begin::Run(ticket) => {
-            let claim = Claim { gateway: gateway.clone(), ticket: Some(ticket) };
+            let running = RunningKey { gateway: gateway.clone(), ticket: Some(ticket) };
             // In a task of its own: it goes on when whoever asked goes away.
-            let running = tokio::spawn(async move { record(run.await, claim).await });
-            return running.await.unwrap_or_else(|_| Refusal(ApiError::internal()).into_response());
+            let answer = tokio::spawn(async move { record(run.await, running).await });
+            return answer.await.unwrap_or_else(|_| Refusal(ApiError::internal()).into_response());
         }
         Begin::Replay(recorded) => {
             gateway.front.metrics.replays.inc();
@@ -137,12 +141,12 @@ fn not_kept() -> ApiError {
 }
 
 /// A request that runs; forgotten if nobody says how it ended.
-struct Claim {
+struct RunningKey {
     gateway: Gateway,
     ticket: Option<Ticket>,
 }
 
-impl Claim {
+impl RunningKey {
     fn end(mut self, end: End<Recorded>) {
         self.resolve(end);
     }
@@ -155,82 +159,106 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for RunningKey {
     fn drop(&mut self) {
         self.resolve(End::Forget);
     }
 }
 
 /// Passes an answer on and keeps it.
-async fn record(response: Response, claim: Claim) -> Response {
+async fn record(response: Response, running: RunningKey) -> Response {
     let (parts, answer) = response.into_parts();
     let kept = |name: &HeaderName| Some((name.clone(), parts.headers.get(name)?.clone()));
     let headers: HeaderMap = KEPT_HEADERS.iter().filter_map(kept).collect();
-    let mut recorded = Recorded { status: parts.status, headers, body: Bytes::new() };
+    let recorded = Recorded { status: parts.status, headers, body: Bytes::new() };
+    let charged = parts.extensions.get::<Charged>().cloned().unwrap_or_default();
     if is_stream(&parts.headers) {
-        let (frames, told) = mpsc::channel(FRAMES_MAX);
-        tokio::spawn(pump(answer, frames, recorded, claim));
-        let told = futures::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
-        return Response::from_parts(parts, Body::from_stream(told.map(Ok::<_, std::convert::Infallible>)));
+        let (reader, told) = frames();
+        tokio::spawn(async move { running.end(pump(answer, reader, recorded, &charged).await) });
+        return Response::from_parts(parts, told);
     }
     let Ok(whole) = body::to_bytes(answer, usize::MAX).await else {
         return Refusal(ApiError::internal()).into_response(); // our own bodies do not break off
     };
-    recorded.body = whole.clone();
-    claim.end(match recorded {
-        recorded if !recorded.is_final() => End::Forget,
-        recorded if whole.len() > ANSWER_BYTES_MAX => {
-            drop(recorded);
-            End::TooLong
-        }
-        recorded => {
-            let bytes = recorded.size();
-            End::Keep(recorded, bytes)
-        }
-    });
+    let body = (whole.len() <= ANSWER_BYTES_MAX).then(|| whole.clone());
+    running.end(recorded.end(body, &charged));
     Response::from_parts(parts, whole.into())
 }
 
-/// Passes a stream on, to its end, whether or not anybody still reads it.
-async fn pump(answer: Body, frames: mpsc::Sender<Bytes>, mut recorded: Recorded, claim: Claim) {
+/// Takes a stream to its end, whether or not anybody still reads it: who falls too far behind is let go, and comes back
+/// under the key.
+async fn pump(answer: Body, reader: Reader, recorded: Recorded, charged: &Charged) -> End<Recorded> {
     let mut answer = answer.into_data_stream();
-    let (mut kept, mut is_charged, mut is_long) = (Vec::new(), false, false);
+    let (mut reader, mut kept) = (Some(reader), Some(Vec::new()));
     while let Some(Ok(frame)) = answer.next().await {
-        is_charged |= says_something(&frame);
-        is_long |= kept.len() + frame.len() > ANSWER_BYTES_MAX;
-        if is_long {
-            kept = Vec::new();
-        } else {
+        kept = kept.filter(|kept| kept.len() + frame.len() <= ANSWER_BYTES_MAX);
+        if let Some(kept) = &mut kept {
             kept.extend_from_slice(&frame);
         }
-        let _ = frames.send(frame).await; // whoever read may have left
+        reader = reader.and_then(|reader| reader.send(frame));
     }
-    recorded.body = kept.into();
-    let bytes = recorded.size();
-    claim.end(match (is_charged, is_long) {
-        (false, _) => End::Forget,
-        (true, true) => End::TooLong,
-        (true, false) => End::Keep(recorded, bytes),
+    recorded.end(kept.map(Bytes::from), charged)
+}
+
+/// Whoever reads a stream that is kept, as the one sees it who keeps it.
+struct Reader {
+    frames: mpsc::Sender<Bytes>,
+    /// Bytes of the frames that wait.
+    waiting: Arc<AtomicUsize>,
+    is_cut: Arc<AtomicBool>,
+}
+
+/// A reader, and the body that it reads: that breaks off, and does not end, when the reader falls too far behind.
+fn frames() -> (Reader, Body) {
+    let (sender, mut frames) = mpsc::channel::<Bytes>(FRAMES_MAX);
+    let (waiting, is_cut) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+    let reader = Reader { frames: sender, waiting: Arc::clone(&waiting), is_cut: Arc::clone(&is_cut) };
+    let told = futures::stream::poll_fn(move |cx| {
+        frames.poll_recv(cx).map(|frame| match frame {
+            Some(frame) => {
+                waiting.fetch_sub(frame.len(), Ordering::Relaxed);
+                Some(Ok(frame))
+            }
+            // Once: nothing is asked of a body that has failed.
+            None => is_cut.load(Ordering::Relaxed).then(|| Err(io::Error::from(io::ErrorKind::TimedOut))),
+        })
     });
+    (reader, Body::from_stream(told))
 }
 
-/// Whether a frame is more than a comment or an error: then tokens were delivered, and will be charged.
-fn says_something(frame: &[u8]) -> bool {
-    frame.starts_with(b"data: ") && !frame.starts_with(b"data: {\"error\"")
+impl Reader {
+    /// Sends a frame without waiting; `None` when the reader is gone, or too far behind and cut off.
+    fn send(self, frame: Bytes) -> Option<Self> {
+        let size = frame.len();
+        let before = self.waiting.fetch_add(size, Ordering::Relaxed);
+        let fits = before == 0 || before + size <= FRAME_BYTES_MAX;
+        if fits && self.frames.try_send(frame).is_ok() {
+            return Some(self);
+        }
+        self.is_cut.store(true, Ordering::Relaxed);
+        None
+    }
 }
 
-impl Asked {
+impl KeyedRequest {
     pub(super) fn new(key: String, caller: &Caller, client: IpAddr, body: &[u8]) -> Self {
         Self { owner: Owner::of(caller, client), key, fingerprint: Sha256::digest(body).into() }
     }
 }
 
 impl Recorded {
-    /// Whether the request was charged for, or may have been: then it is not run again. An error of ours that clients
-    /// shall not retry is one that came after a charge.
-    fn is_final(&self) -> bool {
-        let after_charge = self.headers.get(SHOULD_RETRY).is_some_and(|retry| retry == "false");
-        self.status.is_success() || (self.status.is_server_error() && after_charge)
+    /// How the request ended: one that was charged for, or may have been, is not run again. `None` is a body that was
+    /// too long to keep.
+    fn end(self, body: Option<Bytes>, charged: &Charged) -> End<Self> {
+        match body {
+            _ if !charged.get() => End::Forget,
+            None => End::TooLong,
+            Some(body) => {
+                let recorded = Self { body, ..self };
+                let bytes = recorded.size();
+                End::Keep(recorded, bytes)
+            }
+        }
     }
 
     /// About how much memory it takes.
@@ -258,8 +286,6 @@ impl fmt::Debug for Recorded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ram_core::job::Failure;
-    use ram_proto::openai::sse;
 
     fn check(value: &[u8], good: bool) {
         let mut headers = HeaderMap::new();
@@ -281,24 +307,64 @@ mod tests {
         check("schlüssel".as_bytes(), false);
     }
 
-    #[test]
-    fn only_what_may_have_been_charged_is_kept() {
-        let check = |response: Response, is_final: bool| {
-            let (parts, _) = response.into_parts();
-            let recorded = Recorded { status: parts.status, headers: parts.headers, body: Bytes::new() };
-            assert_eq!(recorded.is_final(), is_final, "{}", parts.status);
-        };
-        check("an answer".into_response(), true);
-        check(Refusal(ApiError::from(Failure::ProviderLost)).into_response(), false);
-        check(Refusal(ApiError::from(Failure::ProviderLost).after_charge()).into_response(), true);
-        check(Refusal(ApiError::insufficient_quota("poor")).into_response(), false);
-        check(Refusal(ApiError::malformed_body("no")).into_response(), false);
+    fn recorded() -> Recorded {
+        Recorded { status: StatusCode::OK, headers: HeaderMap::new(), body: Bytes::new() }
+    }
+
+    fn kept(end: &End<Recorded>) -> &[u8] {
+        match end {
+            End::Keep(recorded, _) => &recorded.body,
+            End::Forget => panic!("it was forgotten"),
+            End::TooLong => panic!("it was too long"),
+        }
+    }
+
+    /// A body of so many frames.
+    fn answer(frames: usize) -> Body {
+        let frame = || Ok::<_, std::convert::Infallible>(Bytes::from_static(b"data: word\n\n"));
+        Body::from_stream(futures::stream::repeat_with(frame).take(frames))
+    }
+
+    #[tokio::test]
+    async fn a_reader_whose_line_is_silent_is_let_go_and_the_answer_is_kept_whole() {
+        let (reader, told) = frames();
+        let all = 10 * FRAMES_MAX;
+        let end = pump(answer(all), reader, recorded(), &Charged::certain()).await;
+        assert_eq!(kept(&end).len(), all * b"data: word\n\n".len());
+        let mut told = told.into_data_stream();
+        for _ in 0..FRAMES_MAX {
+            assert!(told.next().await.unwrap().is_ok());
+        }
+        assert!(told.next().await.unwrap().is_err(), "the body breaks off, so no client takes it for whole");
+    }
+
+    #[tokio::test]
+    async fn a_reader_who_keeps_up_reads_all_to_the_end() {
+        let (reader, told) = frames();
+        let charged = Charged::certain();
+        let all = 10 * FRAMES_MAX;
+        let slow = answer(all).into_data_stream().then(async |frame| {
+            tokio::task::yield_now().await; // the reader has its turn
+            frame
+        });
+        let pumped = pump(Body::from_stream(slow), reader, recorded(), &charged);
+        let (end, whole) = tokio::join!(pumped, body::to_bytes(told, usize::MAX));
+        assert_eq!(kept(&end), whole.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_reader_is_behind_by_bytes_too() {
+        let (reader, _told) = frames();
+        let reader = reader.send(vec![0; FRAME_BYTES_MAX + 1].into()).unwrap(); // one always fits
+        assert!(reader.send(Bytes::from_static(b"x")).is_none());
     }
 
     #[test]
-    fn words_are_told_from_comments_and_errors() {
-        assert!(says_something(b"data: {\"id\":1}\n\n"));
-        assert!(!says_something(sse::KEEP_ALIVE.as_bytes()));
-        assert!(!says_something(sse::error(&ApiError::timeout()).as_bytes()));
+    fn only_what_may_have_been_charged_is_kept() {
+        let body = || Some(Bytes::new());
+        assert!(matches!(recorded().end(body(), &Charged::default()), End::Forget));
+        assert!(matches!(recorded().end(None, &Charged::default()), End::Forget));
+        assert!(matches!(recorded().end(body(), &Charged::certain()), End::Keep(..)));
+        assert!(matches!(recorded().end(None, &Charged::certain()), End::TooLong));
     }
 }

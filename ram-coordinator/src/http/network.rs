@@ -47,7 +47,7 @@ pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response
 
 /// What a request for one provider may ask for besides.
 #[derive(Debug, Deserialize)]
-pub(super) struct Asked {
+pub(super) struct ProviderQuery {
     /// `1`: why it gets work or none.
     explain: Option<String>,
 }
@@ -55,11 +55,11 @@ pub(super) struct Asked {
 pub(super) async fn provider(
     State(gateway): State<Gateway>,
     id: Result<Path<String>, PathRejection>,
-    asked: Result<Query<Asked>, QueryRejection>,
+    query: Result<Query<ProviderQuery>, QueryRejection>,
 ) -> Result<Json<ProviderView>, Refusal> {
     let unknown = || ApiError::not_found("provider");
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
-    let explain = match asked.as_ref().map(|Query(asked)| asked.explain.as_deref()) {
+    let explain = match query.as_ref().map(|Query(query)| query.explain.as_deref()) {
         Ok(Some("1" | "true")) => true,
         Ok(None | Some("0" | "false")) => false,
         Ok(Some(_)) | Err(_) => {

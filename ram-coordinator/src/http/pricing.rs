@@ -29,7 +29,7 @@ pub(super) async fn quote(
     query: Result<Query<Vec<(String, String)>>, QueryRejection>,
 ) -> Result<Json<Quote>, Refusal> {
     let Query(pairs) = query.map_err(|_| ApiError::malformed_body("the query cannot be read"))?;
-    let Asked { model, prompt_tokens, max_tokens } = Asked::read(&pairs)?;
+    let QuoteQuery { model, prompt_tokens, max_tokens } = QuoteQuery::read(&pairs)?;
     let unknown = ApiError::model_not_found(&model);
     let quote = gateway.handle.ask(move |core, _| core.quote(model, prompt_tokens, max_tokens)).await?;
     Ok(Json(quote.ok_or(unknown)?))
@@ -37,13 +37,13 @@ pub(super) async fn quote(
 
 /// What is to be quoted.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked {
+struct QuoteQuery {
     model: ModelId,
     prompt_tokens: TokenCount,
     max_tokens: Option<TokenCount>,
 }
 
-impl Asked {
+impl QuoteQuery {
     /// Reads a query, within the bounds that a chat request has.
     ///
     /// A word that is not known is refused: a misspelt `max_tokens` would else quote another request.
@@ -99,9 +99,9 @@ fn expected(name: &str, what: impl fmt::Display) -> ApiError {
 mod tests {
     use super::*;
 
-    fn read(query: &str) -> Result<Asked, ApiError> {
+    fn read(query: &str) -> Result<QuoteQuery, ApiError> {
         let pairs: Vec<_> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
-        Asked::read(
+        QuoteQuery::read(
             &pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect::<Vec<_>>(),
         )
     }

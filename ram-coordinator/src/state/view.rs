@@ -65,9 +65,10 @@ impl Coordinator {
             }
         };
         let (refusal, why) = match refusal {
-            Ok(Some(Refusal::Draining)) if self.registry.is_withdrawn(id) => {
-                (Some(Refusal::Draining), Some("the coordinator's operator took it out of service".to_owned()))
-            }
+            Ok(Some(Refusal::Draining)) if self.registry.is_withdrawn(id) => (
+                Some(Refusal::Draining),
+                Some("the coordinator's operator took it out of service".to_owned()),
+            ),
             Ok(refusal) => (refusal, refusal.map(|refusal| refusal.to_string())),
             Err(why) => (None, Some(why)),
         };
