@@ -2,12 +2,17 @@
 //! there is room for. Nothing is timed; whoever behaves is simply served while the siege stands.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+mod phrases;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::future::join_all;
+use ram_core::units::Bytes;
 use ram_provider::config::{ModelChoice, Preload, ProviderConfig};
+use ram_provider::hardware;
 use ram_provider::local::{LocalConfig, LocalLimits, LocalServer};
+use ram_provider::worker::Worker;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -64,12 +69,11 @@ fn question(model: &str, content: &str) -> Value {
 }
 
 /// A question whose answer fills the context: the token that would end it is out of reach.
-fn endless(model: &str) -> Value {
-    let mut body = question(model, "What is the capital of France?");
-    let wish =
-        json!({ "stream": true, "max_tokens": 100_000, "logit_bias": { "1": -100 }, "logprobs": true });
-    body.as_object_mut().unwrap().extend(wish.as_object().unwrap().clone());
-    body["top_logprobs"] = json!(20); // so that each token is long on the wire
+fn endless() -> Value {
+    let mut body = question("ram-demo", "What is the capital of France?");
+    body["stream"] = json!(true);
+    body["max_tokens"] = json!(100_000);
+    body["logit_bias"] = json!({ "1": -100 });
     body
 }
 
@@ -150,38 +154,40 @@ async fn whoever_sends_a_body_without_end_hears_why_it_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_never_reads_frees_its_model() {
     let dir = tempfile::tempdir().unwrap();
-    ram_infer::demo::unpack(dir.path()).unwrap();
+    phrases::write_pages(dir.path());
     let server = Server::start(|config, limits| {
-        let choice =
-            |name: &str| ModelChoice { model: name.parse().unwrap(), path: Some(dir.path().to_owned()) };
-        config.models = vec![choice("a"), choice("b")];
-        config.preload = Preload::First;
+        let pages = ModelChoice { model: "pages".parse().unwrap(), path: Some(dir.path().to_owned()) };
+        config.models.insert(0, pages);
+        config.preload = Preload::None;
         limits.write_stall = Duration::from_secs(1);
         // Only one of both fits, so that the other comes into memory once nobody uses the first.
-        let needs = ram_provider::worker::Worker::open(config, &ram_provider::hardware::probe().unwrap());
-        let needs = needs.unwrap().views()[0].needs.unwrap();
-        config.memory_cap = Some(ram_core::units::Bytes::new(needs.get() / 2 * 3));
+        let worker = Worker::open(config, &hardware::probe().unwrap()).unwrap();
+        let needs: Vec<u64> = worker.views().iter().map(|model| model.needs.unwrap().get()).collect();
+        config.memory_cap = Some(Bytes::new(needs[0].max(needs[1]) + needs[0].min(needs[1]) / 2));
     })
     .await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut deaf = socket.connect(server.address).await.unwrap();
-    let body = endless("a").to_string();
+    let mut body = question("pages", "Write.");
+    let wish = json!({ "stream": true, "max_tokens": 100, "temperature": 0, "logprobs": true, "n": 2 });
+    body.as_object_mut().unwrap().extend(wish.as_object().unwrap().clone());
+    let body = body.to_string();
     let request = head(&format!("content-length: {}\r\n\r\n{body}", body.len()));
     deaf.write_all(request.as_bytes()).await.unwrap();
     assert_eq!(status(&mut deaf).await, Some(200), "its answer has begun");
-    let answer = server.ask(&question("b", "What is the capital of France?")).await;
+    let answer = server.ask(&question("ram-demo", "What is the capital of France?")).await;
     assert_eq!(answer.status(), StatusCode::OK);
     let mut rest = Vec::new();
     let ended = timeout(AT_MOST, deaf.read_to_end(&mut rest)).await.unwrap();
-    assert!(ended.is_err() || !rest.ends_with(b"0\r\n\r\n"), "it was cut off: {}", rest.len());
+    assert!(ended.is_err() || !rest.ends_with(b"0\r\n\r\n"), "it got all of its {} bytes", rest.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_answer_more_than_there_is_room_for_is_told_when_to_come_again() {
     let server = Server::start(|_, limits| limits.answers_max = 2).await;
     let mut several = question("ram-demo", "What is the capital of France?");
-    let mut open = server.ask(&endless("ram-demo")).await;
+    let mut open = server.ask(&endless()).await;
     assert!(open.chunk().await.unwrap().is_some());
     several["n"] = json!(2);
     let refused = server.ask(&several).await;
