@@ -103,7 +103,7 @@ async fn play(role: Role, home: &Path, coordinator: Option<String>) -> anyhow::R
             let local = LocalConfig { listen, ..LocalConfig::default() };
             let server = ram_provider::local::LocalServer::start(config, local).await?;
             println!("http://{}", server.address());
-            server.serve(parent_gone).await?;
+            server.serve(parent_gone).await;
         }
         Role::Provider => {
             config.coordinator = coordinator.context("a provider needs a coordinator")?.parse()?;

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 async fn main() -> anyhow::Result<()> {
     let home = tempfile::tempdir()?;
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    let local = LocalConfig { listen: any_port, api_key: None };
+    let local = LocalConfig { listen: any_port, ..LocalConfig::default() };
     let server = LocalServer::start(ProviderConfig::new(home.path()), local).await?;
     let url = format!("http://{}{}", server.address(), routes::CHAT_COMPLETIONS);
     let (stop, stopped) = oneshot::channel::<()>();
@@ -32,6 +32,6 @@ async fn main() -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{question}\n{words}")?;
 
     let _ = stop.send(()); // the server listens for it until it has stopped
-    serving.await??;
+    serving.await?;
     Ok(())
 }

@@ -169,7 +169,8 @@ impl Cli {
             }
             Command::Local(LocalArgs { listen, api_key, common }) => {
                 if let Some(config) = common.load(Settings::default())? {
-                    crate::serve_local(config, LocalConfig { listen, api_key }, shutdown).await?;
+                    let local = LocalConfig { listen, api_key, ..LocalConfig::default() };
+                    crate::serve_local(config, local, shutdown).await?;
                 }
             }
             Command::Status(args) => return args.show(),

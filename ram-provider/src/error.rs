@@ -112,9 +112,6 @@ pub enum ProviderError {
     /// An API key that no header could carry.
     #[error("an API key is 1 to {} visible ASCII characters", crate::local::API_KEY_BYTES_MAX)]
     ApiKey,
-    /// The local server broke off.
-    #[error("the local server stopped")]
-    Serve(#[source] std::io::Error),
     /// The operating system does not say how much memory there is.
     #[error("the operating system does not say how much memory this machine has")]
     Hardware,

@@ -3,40 +3,42 @@
 //! It validates requests with the very code of the gateway (`ram-proto`, `openai`), so that a program which works here
 //! works there. A stream's status and headers are held back until the first word or [`HELD_BACK`], so that an error
 //! before it keeps its real status; after that an error is the stream's last event, and no `[DONE]` follows it. Whoever
-//! hangs up cancels the answer: its connection owns it.
+//! hangs up or stops reading cancels the answer: its connection owns it. [`LocalLimits`] bound what all callers together
+//! can take.
 //!
 //! Start at [`LocalServer::start`].
 
+mod body;
 mod choices;
+mod door;
+mod room;
 
 use std::convert::Infallible;
-use std::future::IntoFuture;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Extension, Path, Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::{Listener, ListenerExt};
 use axum::{Json, Router};
 use futures::StreamExt;
 use ram_core::id::{JobId, ModelId};
 use ram_core::job::Job;
-use ram_core::units::{Bytes as ByteCount, Timestamp};
+use ram_core::units::Timestamp;
 use ram_proto::openai::{
-    ApiError, Asked, BODY_BYTES_MAX, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery,
-    Heard, ModelCard, ModelList, ModelObject, ParsedChat, StreamedAnswer, WholeAnswer, sse,
+    ApiError, Asked, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery, HELD_BACK,
+    IGNORED_FIELDS_HEADER, KEEP_ALIVE_EVERY, ModelCard, ModelList, ModelObject, StreamedAnswer, WholeAnswer,
 };
 use ram_proto::routes;
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -47,27 +49,19 @@ use crate::worker::{Model, Worker};
 use crate::{hardware, run};
 
 use choices::Choices;
+use door::Door;
+use room::Room;
+
+pub use room::LocalLimits;
 
 /// Where the server listens unless told otherwise: this machine alone.
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8090);
 /// Longest API key.
 pub const API_KEY_BYTES_MAX: usize = 256;
-/// How long a stream's status waits for a first word.
-pub const HELD_BACK: Duration = Duration::from_secs(5);
-/// How often a silent stream says that it lives: proxies give up after 15 s and more.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
-/// How long a body may take.
-const BODY_WITHIN: Duration = Duration::from_secs(60);
-/// How much of a body that is too long is read and thrown away, so that its sender hears why instead of a broken pipe.
-const BODY_DISCARDED_MAX: u64 = 32 << 20;
-/// Longest body of a refused request that is read for the sake of its connection: a long chat.
-const POURED_AWAY_MAX: usize = 1 << 20;
-/// How long such a body may take.
-const POURED_AWAY_WITHIN: Duration = Duration::from_secs(2);
 /// Header that names a request.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Header that names the fields without effect.
-const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
+const IGNORED_FIELDS: HeaderName = HeaderName::from_static(IGNORED_FIELDS_HEADER);
 
 /// What the local server wants to know beside the provider's configuration.
 #[derive(Clone, Debug)]
@@ -76,12 +70,14 @@ pub struct LocalConfig {
     pub listen: SocketAddr,
     /// The key that callers must send, if any.
     pub api_key: Option<ApiKey>,
+    /// What callers can take.
+    pub limits: LocalLimits,
 }
 
 impl Default for LocalConfig {
     /// Port 8090 of this machine alone, open to all of its programs.
     fn default() -> Self {
-        Self { listen: DEFAULT_LISTEN, api_key: None }
+        Self { listen: DEFAULT_LISTEN, api_key: None, limits: LocalLimits::default() }
     }
 }
 
@@ -127,6 +123,11 @@ pub struct LocalServer {
 struct Shared {
     worker: Worker,
     api_key: Option<ApiKey>,
+    limits: LocalLimits,
+    /// Answers that may be open.
+    answers: Room,
+    /// Bytes of their requests.
+    prompts: Room,
     since: Timestamp,
 }
 
@@ -145,7 +146,10 @@ impl LocalServer {
         let address = listener.local_addr().map_err(not_taken)?;
         let loading = tokio::task::spawn_blocking(move || run::load(&config, &hardware::probe()?));
         let worker = loading.await.map_err(|_| ProviderError::LoadPanicked)??;
-        Ok(Self { listener, address, shared: Shared { worker, api_key: local.api_key, since: run::now() } })
+        let LocalConfig { api_key, limits, .. } = local;
+        let (answers, prompts) = (Room::new(limits.answers_max), Room::new(limits.prompt_bytes_max));
+        let shared = Shared { worker, api_key, limits, answers, prompts, since: run::now() };
+        Ok(Self { listener, address, shared })
     }
 
     /// Where it listens.
@@ -155,36 +159,24 @@ impl LocalServer {
     }
 
     /// Serves until `shutdown`; answers that are under way may then end for half a minute.
-    ///
-    /// # Errors
-    /// [`ProviderError::Serve`] when the listener breaks.
-    pub async fn serve(
-        self,
-        shutdown: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), ProviderError> {
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) {
         info!("listening: OPENAI_BASE_URL=http://{}/v1", self.address);
-        let (stopping, mut stopped) = tokio::sync::watch::channel(false);
-        let shutdown = async move {
-            shutdown.await;
-            stopping.send_replace(true);
-        };
-        let serving =
-            axum::serve(nodelay(self.listener), router(self.shared)).with_graceful_shutdown(shutdown);
-        let too_late = async {
-            let _ = stopped.wait_for(|stopping| *stopping).await;
-            tokio::time::sleep(DRAIN_MAX).await;
-        };
+        let (close, closing) = watch::channel(false);
+        let door = Door { limits: self.shared.limits, router: router(self.shared) };
+        let mut serving = Box::pin(door.open(self.listener, closing));
         tokio::select! {
-            served = serving.into_future() => served.map_err(ProviderError::Serve),
-            () = too_late => Ok(()),
+            () = &mut serving => return,
+            () = shutdown => {}
         }
+        close.send_replace(true);
+        let _ = timeout(DRAIN_MAX, serving).await; // those that are not over by then are cut off
     }
 }
 
 /// Serves OpenAI's API on this machine until `shutdown`: [`LocalServer::start`], then [`LocalServer::serve`].
 ///
 /// # Errors
-/// Those of both.
+/// Those of the start.
 pub async fn serve_local(
     config: ProviderConfig,
     local: LocalConfig,
@@ -195,14 +187,8 @@ pub async fn serve_local(
         started = LocalServer::start(config, local) => started?,
         () = &mut shutdown => return Ok(()), // models may take minutes to load
     };
-    server.serve(shutdown).await
-}
-
-/// With Nagle's delay each token would wait 40 ms for the acknowledgement of the one before.
-fn nodelay(listener: TcpListener) -> impl Listener<Addr = SocketAddr> {
-    listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true); // the peer has gone already: its handler will see
-    })
+    server.serve(shutdown).await;
+    Ok(())
 }
 
 fn router(shared: Shared) -> Router {
@@ -213,7 +199,7 @@ fn router(shared: Shared) -> Router {
         .route(routes::MODEL, get(model))
         .layer(middleware::from_fn_with_state(shared.clone(), authorize));
     open.merge(guarded)
-        .fallback(|request: Request| refuse(request, ApiError::unknown_route()))
+        .fallback(|| async { Refusal(ApiError::unknown_route()) })
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn(name_request))
         .with_state(shared)
@@ -231,7 +217,7 @@ async fn name_request(mut request: Request, next: Next) -> Response {
         Err(error) => return Refusal(error).into_response(),
     };
     request.extensions_mut().insert(RequestId(number));
-    let mut response = next.run(request).await;
+    let mut response = next.run(body::poured_away(request)).await;
     let value = HeaderValue::try_from(format!("req_{number}")).expect("hexadecimal digits are visible ASCII");
     response.headers_mut().insert(REQUEST_ID, value);
     response
@@ -246,7 +232,7 @@ fn random_job_id() -> Result<JobId, ApiError> {
 async fn authorize(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     match shared.api_key.map_or(Ok(()), |key| check_key(&key, request.headers())) {
         Ok(()) => next.run(request).await,
-        Err(error) => refuse(request, error).await.into_response(),
+        Err(error) => Refusal(error).into_response(),
     }
 }
 
@@ -260,26 +246,9 @@ fn check_key(key: &ApiKey, headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn method_not_allowed(request: Request) -> Refusal {
-    let allowed = if request.uri().path() == routes::CHAT_COMPLETIONS { "POST" } else { "GET" };
-    refuse(request, ApiError::method_not_allowed(allowed)).await
-}
-
-/// Refuses a request whose body nobody wants. A small one is read to its end, or else its connection would be closed,
-/// and a client that keeps connections would find out by its next request only.
-async fn refuse(request: Request, error: ApiError) -> Refusal {
-    let mut pieces = request.into_body().into_data_stream();
-    let pour_away = async {
-        let mut poured = 0_usize;
-        while let Some(Ok(piece)) = pieces.next().await {
-            poured = poured.saturating_add(piece.len());
-            if poured > POURED_AWAY_MAX {
-                break;
-            }
-        }
-    };
-    let _ = timeout(POURED_AWAY_WITHIN, pour_away).await; // one that is late or long costs its connection
-    Refusal(error)
+async fn method_not_allowed(uri: Uri) -> Refusal {
+    let allowed = if uri.path() == routes::CHAT_COMPLETIONS { "POST" } else { "GET" };
+    Refusal(ApiError::method_not_allowed(allowed))
 }
 
 /// An error on its way out.
@@ -338,10 +307,11 @@ async fn complete(
     Extension(RequestId(number)): Extension<RequestId>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let parsed = ChatRequest::parse(&read_body(request).await?)?;
+    let (body, held) = body::read(request, &shared.prompts, shared.limits.body_within).await?;
+    let parsed = ChatRequest::parse(&body)?;
+    drop(body);
     let ignored = parsed.ignored_header();
-    let ParsedChat { request, .. } = parsed;
-    let told = answer(&shared, number, request).await;
+    let told = answer(&shared, number, parsed.request, held).await;
     let mut response = told.unwrap_or_else(|error| Refusal(error).into_response());
     if let Some(ignored) = ignored.and_then(|names| HeaderValue::try_from(names).ok()) {
         response.headers_mut().insert(IGNORED_FIELDS, ignored);
@@ -349,16 +319,21 @@ async fn complete(
     Ok(response)
 }
 
-async fn answer(shared: &Shared, number: JobId, request: ChatRequest) -> Result<Response, ApiError> {
+/// Answers a request that holds so much of the room for prompts: each of its choices has words of its own.
+async fn answer(
+    shared: &Shared,
+    number: JobId,
+    request: ChatRequest,
+    mut held: OwnedSemaphorePermit,
+) -> Result<Response, ApiError> {
     let model =
         shared.worker.model(&request.model).ok_or_else(|| ApiError::model_not_found(&request.model))?;
-    let fresh_seed = getrandom::u64().map_err(|_| ApiError::internal())?;
     let (delivery, n) = (request.delivery, request.n);
-    let asked = Asked {
-        logprobs: request.sampling.top_logprobs.is_some(),
-        usage: matches!(delivery, Delivery::Stream { include_usage: true }),
-        one_call: !request.parallel_tool_calls,
-    };
+    let others = usize::from(n.get()) - 1;
+    held.merge(shared.prompts.take(held.num_permits().saturating_mul(others))?);
+    let place = [held, shared.answers.take(n.get().into())?];
+    let fresh_seed = getrandom::u64().map_err(|_| ApiError::internal())?;
+    let asked = Asked::from(&request);
     let head = CompletionHead { id: CompletionId(number), created: run::now(), model: request.model.clone() };
     let mut answers = Vec::with_capacity(n.get().into());
     for choice in 0..u32::from(n.get()) {
@@ -371,45 +346,14 @@ async fn answer(shared: &Shared, number: JobId, request: ChatRequest) -> Result<
             params: request.params(choice, model.context(), fresh_seed),
         }));
     }
-    let choices = Choices::new(answers);
+    drop(request);
+    let choices = Choices::new(answers, place);
     match delivery {
         Delivery::Whole => {
             whole(WholeAnswer::new(head, asked, n), choices).await.map(|told| Json(told).into_response())
         }
         Delivery::Stream { .. } => stream(StreamedAnswer::new(head, asked, n), choices).await,
     }
-}
-
-/// Reads a body that is no longer than it may be.
-async fn read_body(request: Request) -> Result<Vec<u8>, ApiError> {
-    let announced = announced(request.headers());
-    let mut pieces = request.into_body().into_data_stream();
-    let reading = timeout(BODY_WITHIN, async {
-        let (mut body, mut length) = (Vec::new(), 0_u64);
-        while let Some(piece) = pieces.next().await {
-            let piece: Bytes = piece.map_err(|_| ApiError::malformed_body("the body broke off"))?;
-            length = length.saturating_add(piece.len() as u64);
-            if length > BODY_DISCARDED_MAX {
-                break;
-            }
-            if announced.unwrap_or_default().max(ByteCount::new(length)) <= BODY_BYTES_MAX {
-                body.extend_from_slice(&piece);
-            }
-        }
-        if ByteCount::new(length) > BODY_BYTES_MAX {
-            Err(ApiError::too_large(BODY_BYTES_MAX))
-        } else {
-            Ok(body)
-        }
-    });
-    reading.await.unwrap_or_else(|_| {
-        let late = ApiError::malformed_body("the body did not arrive in time");
-        Err(ApiError { status: 408, code: Some("request_timeout"), ..late })
-    })
-}
-
-fn announced(headers: &HeaderMap) -> Option<ByteCount> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
 }
 
 /// Gathers an answer.
@@ -423,16 +367,15 @@ async fn whole(mut told: WholeAnswer, mut choices: Choices) -> Result<ChatComple
 }
 
 /// Waits for the first word, then streams; an error before it keeps its status.
-async fn stream(told: StreamedAnswer, choices: Choices) -> Result<Response, ApiError> {
-    let mut streaming = Streaming { told: Some(told), choices };
-    let first = match timeout(HELD_BACK, streaming.choices.next()).await {
-        Ok(Heard::Failed(error)) => return Err(error),
-        Ok(heard) => streaming.frames(heard),
-        Err(_) => sse::KEEP_ALIVE.to_owned(),
-    };
-    let rest = futures::stream::unfold(streaming, |mut streaming| async move {
-        let frames = streaming.next().await?;
-        Some((frames, streaming))
+async fn stream(answer: StreamedAnswer, mut choices: Choices) -> Result<Response, ApiError> {
+    let heard = timeout(HELD_BACK, choices.next()).await.ok();
+    let (first, stream) = answer.open(heard)?;
+    let rest = futures::stream::unfold((stream, choices), |(mut stream, mut choices)| async move {
+        if stream.is_over() {
+            return None;
+        }
+        let heard = timeout(KEEP_ALIVE_EVERY, choices.next()).await.ok();
+        Some((stream.hear(heard), (stream, choices)))
     });
     let frames = futures::stream::once(async { first }).chain(rest).map(Ok::<_, Infallible>);
     let headers = [
@@ -440,32 +383,6 @@ async fn stream(told: StreamedAnswer, choices: Choices) -> Result<Response, ApiE
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     Ok((headers, Body::from_stream(frames)).into_response())
-}
-
-/// An answer on its way out, as its choices are heard.
-struct Streaming {
-    /// `None` once the last frame is out.
-    told: Option<StreamedAnswer>,
-    choices: Choices,
-}
-
-impl Streaming {
-    /// The frames to write next; `None` at the end of the stream.
-    async fn next(&mut self) -> Option<String> {
-        self.told.as_ref()?;
-        match timeout(KEEP_ALIVE_EVERY, self.choices.next()).await {
-            Ok(heard) => Some(self.frames(heard)),
-            Err(_) => Some(sse::KEEP_ALIVE.to_owned()),
-        }
-    }
-
-    /// The frames of what was heard; the last of it ends the answer.
-    fn frames(&mut self, heard: Heard) -> String {
-        let Some(told) = self.told.take() else { return String::new() };
-        let (frames, rest) = told.hear(heard);
-        self.told = rest;
-        frames
-    }
 }
 
 #[cfg(test)]

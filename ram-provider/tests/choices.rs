@@ -29,7 +29,7 @@ impl Server {
             phrases::write_weather(&dir);
             config.models = vec![ModelChoice { model: "ram-demo".parse().unwrap(), path: Some(dir) }];
         }
-        let local = LocalConfig { listen: ([127, 0, 0, 1], 0).into(), api_key: None };
+        let local = LocalConfig { listen: ([127, 0, 0, 1], 0).into(), ..LocalConfig::default() };
         let server = LocalServer::start(config, local).await.unwrap();
         let url = format!("http://{}/v1/chat/completions", server.address());
         let (stop, stopped) = oneshot::channel::<()>();

@@ -243,7 +243,7 @@ async fn the_local_server_lists_all_and_loads_what_is_asked_for() {
     let home = Home::new();
     let mut config = home.config(&[("a", "demo"), ("own/b", "demo"), ("broken", "broken")]);
     config.memory_cap = Some(Bytes::new(home.needs().get() / 2 * 3));
-    let local = LocalConfig { listen: SocketAddr::from(([127, 0, 0, 1], 0)), api_key: None };
+    let local = LocalConfig { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..LocalConfig::default() };
     let server = LocalServer::start(config, local).await.unwrap();
     let base = format!("http://{}/v1", server.address());
     let (_stop, stopped) = tokio::sync::oneshot::channel::<()>();

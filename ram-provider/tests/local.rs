@@ -29,7 +29,8 @@ impl Server {
         let mut config = ProviderConfig::new(home.path());
         config.slots = slots.try_into().unwrap();
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let local = LocalConfig { listen, api_key: api_key.map(|key| key.parse().unwrap()) };
+        let api_key = api_key.map(|key| key.parse().unwrap());
+        let local = LocalConfig { listen, api_key, ..LocalConfig::default() };
         let server = LocalServer::start(config, local).await.unwrap();
         let base = format!("http://{}", server.address());
         let (stop, stopped) = oneshot::channel::<()>();

@@ -26,7 +26,8 @@ async fn check(client: Client, name: &'static str, dir: Option<&Path>) {
         config.models = vec![ModelChoice { model: ALIAS.parse().unwrap(), path: Some(dir.to_owned()) }];
     }
     let key = "sesame";
-    let local = LocalConfig { listen: ([127, 0, 0, 1], 0).into(), api_key: Some(key.parse().unwrap()) };
+    let (listen, api_key) = (([127, 0, 0, 1], 0).into(), Some(key.parse().unwrap()));
+    let local = LocalConfig { listen, api_key, ..LocalConfig::default() };
     let server = LocalServer::start(config, local).await.unwrap();
     let told = Server {
         name,

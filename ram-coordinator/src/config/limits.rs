@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ram_core::units::{Bytes, Permille};
+use ram_proto::openai;
 use serde::{Deserialize, Serialize};
 
 use crate::state::Limits;
@@ -65,12 +66,12 @@ impl Default for GatewayLimits {
         Self {
             connections_max: 20_000,
             connections_per_address_max: 512,
-            head_bytes_max: 32 << 10,
-            headers_max: 100,
-            head_within: Duration::from_secs(10),
-            body_within: Duration::from_secs(67),
+            head_bytes_max: openai::HEAD_BYTES_MAX,
+            headers_max: openai::HEADERS_MAX,
+            head_within: openai::HEAD_WITHIN,
+            body_within: openai::BODY_WITHIN,
             bodies_bytes_max: 256 << 20,
-            write_stall: Duration::from_secs(60),
+            write_stall: openai::WRITE_STALL,
             key_requests_per_minute: 0,
             demo_requests_per_minute: 300,
             unknown_keys_per_minute: 300,

@@ -15,22 +15,15 @@ use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, EXPECT};
 use futures::StreamExt;
 use hyper::body::{Frame, SizeHint};
-use ram_core::units::Bytes as ByteCount;
-use ram_proto::openai::{ApiError, BODY_BYTES_MAX};
+use ram_proto::openai::{ApiError, BodyIntake, DISCARD_BYTES_MAX, DISCARD_WITHIN};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::front::Front;
 
-/// What every body may have, however many are being read: most questions fit, and 20,000 connections take 160 MB.
-const FREE_BYTES: usize = 8 << 10;
 /// When it may be worth another try while other bodies take all the room.
 const ROOM_WAIT: Duration = Duration::from_secs(5);
-/// Bytes of an unwanted body that are poured away.
-const DISCARD_BYTES_MAX: usize = 96 << 20;
-/// How long that may take.
-const DISCARD_WITHIN: Duration = Duration::from_secs(10);
 /// Unwanted bodies at once; the sender of another meets a reset.
 pub(super) const DISCARDS_MAX: usize = 256;
 
@@ -41,39 +34,22 @@ pub(super) async fn read(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Bytes, ApiError> {
-    if announced(headers).is_some_and(|length| length > BODY_BYTES_MAX) {
-        return Err(ApiError::too_large(BODY_BYTES_MAX)); // before a byte of it is read
-    }
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let mut intake = BodyIntake::announced(announced)?;
     let mut share = front.bodies.none(client);
     let mut pieces = body.into_data_stream();
-    let mut body = Vec::new();
-    let read = timeout(front.limits.body_within, async {
+    let reading = timeout(front.limits.body_within, async {
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|_| ApiError::malformed_body("the body broke off"))?;
-            let paid = body.len().saturating_sub(FREE_BYTES);
-            body.extend_from_slice(&piece);
-            if ByteCount::new(body.len() as u64) > BODY_BYTES_MAX {
-                return Err(ApiError::too_large(BODY_BYTES_MAX));
-            }
-            if !share.grow(body.len().saturating_sub(FREE_BYTES) - paid) {
+            let paid = intake.push(&piece.map_err(|_| ApiError::broken_body())?)?;
+            if !share.grow(paid) {
                 front.metrics.limited("bodies");
                 return Err(ApiError::no_capacity(ROOM_WAIT));
             }
         }
         Ok(())
     });
-    match read.await {
-        Ok(read) => read.map(|()| body.into()),
-        Err(_) => Err(ApiError {
-            status: 408,
-            code: Some("request_timeout"),
-            ..ApiError::malformed_body("the body did not arrive in time")
-        }),
-    }
-}
-
-fn announced(headers: &HeaderMap) -> Option<ByteCount> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok().map(ByteCount::new)
+    reading.await.unwrap_or_else(|_| Err(ApiError::request_timeout()))?;
+    Ok(intake.into_bytes().into())
 }
 
 /// The request, whose body is poured away if nobody reads it to its end.

@@ -6,8 +6,8 @@
 //!
 //! Whoever leaves, leaves by dropping: the connection's future owns the [`Choices`], whose end the core hears of.
 
+use std::convert::Infallible;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -15,13 +15,13 @@ use axum::extract::{Extension, State};
 use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use ram_core::catalog;
 use ram_core::id::JobId;
 use ram_core::units::TokenCount;
 use ram_proto::openai::{
-    ApiError, Asked, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery, Heard, ParsedChat,
-    StreamedAnswer, WholeAnswer, sse,
+    ApiError, Asked, ChatCompletion, ChatRequest, CompletionHead, CompletionId, Delivery, HELD_BACK,
+    IGNORED_FIELDS_HEADER, KEEP_ALIVE_EVERY, OpenStream, ParsedChat, StreamedAnswer, WholeAnswer,
 };
 use tokio::time::timeout;
 
@@ -34,12 +34,8 @@ use super::choices::Choices;
 use super::error::Refusal;
 use super::{Client, Gateway, RequestId};
 
-/// How long a stream's status waits for a first word.
-const HELD_BACK: Duration = Duration::from_secs(5);
-/// How often a silent stream says that it lives: proxies give up after 15 s and more.
-const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Header that names the fields without effect.
-pub(super) const IGNORED_FIELDS: HeaderName = HeaderName::from_static("x-ignored-fields");
+pub(super) const IGNORED_FIELDS: HeaderName = HeaderName::from_static(IGNORED_FIELDS_HEADER);
 /// Tells nginx not to gather a stream.
 pub(super) const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -56,11 +52,7 @@ pub(super) async fn complete(
     let ParsedChat { request, .. } = parsed;
     let (delivery, n) = (request.delivery, request.n);
     let head = CompletionHead { id: CompletionId(job), created: run::now(), model: request.model.clone() };
-    let asked = Asked {
-        logprobs: request.sampling.top_logprobs.is_some(),
-        usage: matches!(delivery, Delivery::Whole | Delivery::Stream { include_usage: true }),
-        one_call: !request.parallel_tool_calls,
-    };
+    let asked = Asked::from(&request);
     let payer = match caller {
         Caller::Demo => Payer::Demo(address),
         Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
@@ -115,50 +107,27 @@ async fn whole(mut answer: WholeAnswer, mut choices: Choices) -> Result<ChatComp
 }
 
 /// Waits for the first word, then streams; an error before it keeps its status.
-async fn stream(answer: StreamedAnswer, choices: Choices) -> Result<Response, ApiError> {
-    let mut streaming = Streaming { answer: Some(answer), choices };
-    let first = match timeout(HELD_BACK, streaming.choices.next()).await {
-        Ok(Heard::Failed(error)) => return Err(error),
-        Ok(heard) => streaming.frames(heard),
-        Err(_) => sse::KEEP_ALIVE.to_owned(),
-    };
-    let rest = futures::stream::unfold(streaming, |mut streaming| async move {
-        let frames = streaming.next().await?;
-        Some((frames, streaming))
-    });
-    let frames = futures::stream::once(async { first }).chain(rest).map(Ok::<_, std::convert::Infallible>);
+async fn stream(answer: StreamedAnswer, mut choices: Choices) -> Result<Response, ApiError> {
+    let heard = timeout(HELD_BACK, choices.next()).await.ok();
+    let (first, stream) = answer.open(heard)?;
+    let frames = futures::stream::once(async { first }).chain(rest(stream, choices));
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
-    Ok((headers, Body::from_stream(frames)).into_response())
+    Ok((headers, Body::from_stream(frames.map(Ok::<_, Infallible>))).into_response())
 }
 
-/// An answer on its way, as its choices are heard.
-struct Streaming {
-    /// Gone once its last frame is told.
-    answer: Option<StreamedAnswer>,
-    choices: Choices,
-}
-
-impl Streaming {
-    /// The frames to write next; `None` at the end of the stream.
-    async fn next(&mut self) -> Option<String> {
-        self.answer.as_ref()?;
-        match timeout(KEEP_ALIVE_EVERY, self.choices.next()).await {
-            Ok(heard) => Some(self.frames(heard)),
-            Err(_) => Some(sse::KEEP_ALIVE.to_owned()),
+/// The frames behind the first.
+fn rest(stream: OpenStream, choices: Choices) -> impl Stream<Item = String> {
+    futures::stream::unfold((stream, choices), |(mut stream, mut choices)| async move {
+        if stream.is_over() {
+            return None;
         }
-    }
-
-    /// The frames of what was heard; the last of it ends the answer.
-    fn frames(&mut self, heard: Heard) -> String {
-        let Some(answer) = self.answer.take() else { return String::new() };
-        let (frames, rest) = answer.hear(heard);
-        self.answer = rest;
-        frames
-    }
+        let heard = timeout(KEEP_ALIVE_EVERY, choices.next()).await.ok();
+        Some((stream.hear(heard), (stream, choices)))
+    })
 }
 
 #[cfg(test)]
@@ -170,6 +139,7 @@ mod tests {
     use ram_core::id::NodeKey;
     use ram_core::job::{Failure, FinishReason, Usage};
     use ram_core::units::XRam;
+    use ram_proto::openai::sse;
     use std::num::NonZeroU8;
     use tokio::sync::mpsc;
     use tokio::time::Instant;
@@ -226,24 +196,16 @@ mod tests {
         (sender, left, Choices::new(job, vec![replies]))
     }
 
-    /// A stream over replies that the test sends.
-    fn streaming(usage: bool) -> (mpsc::Sender<Reply>, mpsc::UnboundedReceiver<JobId>, Streaming) {
-        let (sender, left, choices) = scripted();
-        (sender, left, Streaming { answer: Some(streamed(usage)), choices })
-    }
-
     /// All frames that these replies become.
     async fn frames(replies: Vec<Reply>, include_usage: bool) -> String {
-        let (sender, _left, mut streaming) = streaming(include_usage);
+        let (sender, _left, choices) = scripted();
         for reply in replies {
             sender.try_send(reply).unwrap();
         }
         drop(sender);
-        let mut text = String::new();
-        while let Some(frames) = streaming.next().await {
-            text += &frames;
-        }
-        text
+        let response = stream(streamed(include_usage), choices).await.unwrap();
+        let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        String::from_utf8(body.to_vec()).unwrap()
     }
 
     #[tokio::test]
@@ -306,10 +268,9 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_leaves_before_the_end_abandons_the_job_and_nobody_else() {
-        let (sender, mut left, mut streaming) = streaming(false);
+        let (sender, mut left, choices) = scripted();
         sender.try_send(delta("Par")).unwrap();
-        streaming.next().await.unwrap();
-        drop(streaming);
+        drop(stream(streamed(false), choices).await.unwrap());
         assert_eq!(left.try_recv(), Ok(JobId::from_bits(1)));
         let (sender, mut left, choices) = scripted();
         sender.try_send(done()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! `RAM_TEST_PYTHON` names a Python with `openai`, `RAM_TEST_NODE` a Node from version 22 on; without them `python3`
 //! and `node` are tried. The packages for Node lie beside this file after `npm ci`. A machine without a client skips
-//! its suite and says so: the build needs nothing but Rust and a C compiler.
+//! its suite and says so: the build needs nothing but Rust and a C compiler. A client that is named must be there.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file is a crate of its own and uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -85,19 +85,24 @@ pub async fn run(client: Client, server: &Server) {
 }
 
 /// The command that runs a client's suite, where the client is installed.
+///
+/// # Panics
+/// When the client that the environment names is not.
 async fn command(client: Client) -> Option<Command> {
     let here = folder();
-    let program = |variable: &str, usual: &str| std::env::var(variable).unwrap_or_else(|_| usual.to_owned());
-    let (program, probe, script) = match client {
-        Client::Python => {
-            (program("RAM_TEST_PYTHON", "python3"), ["-c", "import openai"], "openai_python.py")
-        }
-        Client::Node => (program("RAM_TEST_NODE", "node"), NODE_PROBE, "openai_node.mjs"),
-        Client::AiSdk => (program("RAM_TEST_NODE", "node"), NODE_PROBE, "ai_sdk.mjs"),
+    let (variable, usual, probe, script) = match client {
+        Client::Python => ("RAM_TEST_PYTHON", "python3", ["-c", "import openai"], "openai_python.py"),
+        Client::Node => ("RAM_TEST_NODE", "node", NODE_PROBE, "openai_node.mjs"),
+        Client::AiSdk => ("RAM_TEST_NODE", "node", NODE_PROBE, "ai_sdk.mjs"),
     };
+    let named = std::env::var_os(variable);
+    let program = named.clone().unwrap_or_else(|| usual.into());
     let mut probing = Command::new(&program);
     probing.args(probe).current_dir(&here).stdout(Stdio::null()).stderr(Stdio::null());
-    probing.status().await.ok().filter(std::process::ExitStatus::success)?;
+    if !probing.status().await.is_ok_and(|status| status.success()) {
+        assert!(named.is_none(), "{variable} names {program:?}, which has no client {client:?}");
+        return None;
+    }
     let mut command = Command::new(program);
     command.arg(here.join(script));
     Some(command)

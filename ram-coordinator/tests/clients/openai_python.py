@@ -458,10 +458,7 @@ def who_breaks_off_frees_the_provider():
         stream = endless()
         next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
         stream.close()
-    took = freed() if SCRIPTED else None
-    assert "Paris" in text(ask())
-    if took is not None:
-        print(f"# the provider was free {took * 1000:.0f} ms after the last client left")
+    freed()
 
 
 @case()
@@ -469,19 +466,34 @@ def who_breaks_off_several_choices_frees_the_provider():
     stream = endless(n=2)
     next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
     stream.close()
-    if SCRIPTED:
-        freed()
-    assert "Paris" in text(ask())
+    freed()
+
+
+FREED_WITHIN = 1.0  # seconds that the gateway may take, as it promises
 
 
 def freed():
-    """How long it took until no provider runs anything."""
+    """Sees to it that nothing runs for whoever left, and that the next is served; tells how long it took.
+
+    The gateway shows what its providers run, and has a promise to keep. The local server shows nothing: there another
+    answer begins when it has a slot, which is one of few.
+    """
     began = time.monotonic()
-    while time.monotonic() < began + 30:
-        with urllib.request.urlopen(BASE.removesuffix("/v1") + "/api/v1/providers") as response:
-            if not any(node["load"]["running"] for node in json.load(response)["providers"]):
-                return time.monotonic() - began
-    raise AssertionError("a provider still runs what nobody waits for")
+    if SCRIPTED:
+        while running():
+            assert time.monotonic() < began + FREED_WITHIN, "a provider still runs what nobody waits for"
+        took = time.monotonic() - began
+        assert took < FREED_WITHIN, f"it took {took:.3f} s"
+    else:
+        next(iter(ask(stream=True)))
+        took = time.monotonic() - began
+    print(f"# free {took * 1000:.0f} ms after the last client left")
+    assert "Paris" in text(ask())
+
+
+def running():
+    with urllib.request.urlopen(BASE.removesuffix("/v1") + "/api/v1/providers") as response:
+        return any(node["load"]["running"] for node in json.load(response)["providers"])
 
 
 @case()

@@ -90,6 +90,12 @@ impl ApiError {
         Self { code: Some("invalid_json"), ..Self::fault(400, message) }
     }
 
+    /// 400: the body ended before it was whole.
+    #[must_use]
+    pub fn broken_body() -> Self {
+        Self::malformed_body("the body broke off")
+    }
+
     /// 400: a field, or a value of it, that OpenAI knows and this network does not honour.
     #[must_use]
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
@@ -150,6 +156,12 @@ impl ApiError {
     pub fn method_not_allowed(allowed: &str) -> Self {
         let message = format!("this path answers to {allowed}");
         Self { code: Some("method_not_allowed"), ..Self::fault(405, message) }
+    }
+
+    /// 408: the body took too long.
+    #[must_use]
+    pub fn request_timeout() -> Self {
+        Self { code: Some("request_timeout"), ..Self::fault(408, "the body did not arrive in time") }
     }
 
     /// 413: the body is longer than anybody needs.

@@ -12,6 +12,7 @@ mod message;
 mod models;
 mod request;
 mod response;
+mod serving;
 pub mod sse;
 mod stream;
 mod tools;
@@ -32,6 +33,10 @@ pub use response::{
     AssistantMessage, AssistantRole, CalledFunction, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead,
     CompletionId, CompletionIdError, CompletionObject, CompletionTokensDetails, CompletionUsage,
     LogprobEntry, MessageToolCall, ServedBy, ToolCallKind, TopLogprob, XramFields,
+};
+pub use serving::{
+    BODY_BYTES_FREE, BODY_WITHIN, BodyIntake, DISCARD_BYTES_MAX, DISCARD_WITHIN, HEAD_BYTES_MAX, HEAD_WITHIN,
+    HEADERS_MAX, HELD_BACK, IGNORED_FIELDS_HEADER, KEEP_ALIVE_EVERY, OpenStream, WRITE_STALL,
 };
 pub use stream::{AnswerPiece, Asked, StreamedAnswer, WholeAnswer};
 pub use tools::{

@@ -7,6 +7,7 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, SelectAll, unfold};
 use ram_core::job::{Outcome, Usage};
 use ram_proto::openai::{AnswerPiece, ApiError, Heard, XramFields};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::agent::Piece;
 use crate::worker::{PendingAnswer, Step};
@@ -17,11 +18,13 @@ pub(super) struct Choices {
     steps: SelectAll<BoxStream<'static, (u32, Step)>>,
     open: usize,
     usage: Usage,
+    /// What they take of the server until they are dropped.
+    _place: [OwnedSemaphorePermit; 2],
 }
 
 impl Choices {
     /// The choices that these answers are, in their order.
-    pub(super) fn new(answers: Vec<PendingAnswer>) -> Self {
+    pub(super) fn new(answers: Vec<PendingAnswer>, place: [OwnedSemaphorePermit; 2]) -> Self {
         let listen = |(choice, answer)| {
             unfold(answer, move |mut answer: PendingAnswer| async move {
                 let step = answer.next().await?;
@@ -30,7 +33,8 @@ impl Choices {
             .boxed()
         };
         let open = answers.len();
-        Self { steps: (0..).zip(answers).map(listen).collect(), open, usage: Usage::default() }
+        let steps = (0..).zip(answers).map(listen).collect();
+        Self { steps, open, usage: Usage::default(), _place: place }
     }
 
     /// What comes next; nothing follows [`Heard::Done`] and [`Heard::Failed`]. Cancel-safe.

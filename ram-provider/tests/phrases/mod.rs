@@ -6,6 +6,7 @@
 //! logits = 10 * lm_head h         row `next` of the head is one-hot of the state that it follows
 //! ```
 
+#![allow(dead_code, reason = "each test file is a crate of its own and uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::fs;
@@ -38,6 +39,15 @@ const DIALOGUES: [&[&str]; 3] = [
 /// Writes a model that calls `get_weather` for Paris whenever it may.
 pub(crate) fn write_weather(dir: &Path) {
     write(dir, TEMPLATE, &DIALOGUES);
+}
+
+/// Writes a model whose answers are long beyond what a network's buffers hold: a few tokens, each a page. With
+/// log-probabilities, which spell each byte, one answer is 5 MB on the wire.
+pub(crate) fn write_pages(dir: &Path) {
+    let page = |number: usize| format!("{}{number:02}", "x".repeat(16 << 10));
+    let pages: Vec<String> = (0..48).map(page).collect();
+    let dialogue: Vec<&str> = std::iter::once("<|plain|>").chain(pages.iter().map(String::as_str)).collect();
+    write(dir, TEMPLATE, &[&dialogue]);
 }
 
 /// Vocabulary of the bundled tokenizer, and the id of its token that ends an answer.
