@@ -29,7 +29,7 @@ use journal::Journal;
 
 /// The status's file, in the node's folder.
 pub const STATUS_FILE: &str = "status.json";
-/// A node that has not written for this long hangs: it writes every five seconds.
+/// A node that has not written for this long hangs: it writes every five seconds, once its first models are loaded.
 pub const SILENT_AFTER: Duration = Duration::from_secs(30);
 /// Longest file that is read: 64 models with their reasons take a fraction of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -164,7 +164,7 @@ pub enum Found {
     Running(Box<NodeStatus>),
     /// A node runs here and has not written for [`SILENT_AFTER`].
     Silent(Box<NodeStatus>),
-    /// A node has just started here.
+    /// A node has just started here, and has not written yet.
     Starting,
     /// No node runs here; what the last one wrote, if one did.
     NotRunning(Option<Box<NodeStatus>>),
@@ -201,7 +201,7 @@ pub fn look(home: &Path, now: Timestamp) -> Result<Found, StatusError> {
     let status = read(&home.join(STATUS_FILE))?.map(Box::new);
     Ok(match status {
         status if !runs => Found::NotRunning(status),
-        Some(status) if now.since(status.written_at) >= SILENT_AFTER => Found::Silent(status),
+        Some(status) if status.is_silent(now) => Found::Silent(status),
         Some(status) => Found::Running(status),
         None => Found::Starting,
     })
@@ -226,6 +226,14 @@ fn read(file: &Path) -> Result<Option<NodeStatus>, StatusError> {
     }
     let text = fs::read(file).map_err(unreadable)?;
     serde_json::from_slice(&text).map(Some).map_err(|error| malformed(error.to_string()))
+}
+
+impl NodeStatus {
+    /// Whether a node that runs should have written since. One that loads its first models writes nothing meanwhile,
+    /// and a large model on a slow disk takes minutes.
+    fn is_silent(&self, now: Timestamp) -> bool {
+        self.standing != Standing::Starting && now.since(self.written_at) >= SILENT_AFTER
+    }
 }
 
 impl From<ModelView> for ModelStatus {
@@ -310,6 +318,16 @@ pub(crate) mod tests {
         drop(lock);
         assert_eq!(found(soon), Found::NotRunning(Some(Box::new(status))));
         assert_eq!((found(soon).exit_code(), &found(soon).to_json()["running"]), (3, &false.into()));
+    }
+
+    #[test]
+    fn a_node_that_loads_for_minutes_starts_and_does_not_hang() {
+        let home = tempfile::tempdir().unwrap();
+        let starting = NodeStatus { standing: Standing::Starting, ..status() };
+        let _lock = HomeLock::take(home.path()).unwrap();
+        write(home.path(), &starting).unwrap();
+        let found = look(home.path(), starting.written_at.after(SILENT_AFTER * 20)).unwrap();
+        assert_eq!((&found, found.exit_code()), (&Found::Running(Box::new(starting)), 0));
     }
 
     #[test]

@@ -85,8 +85,13 @@ impl Teller {
     /// Why the node did not even start.
     pub(crate) fn not_started(&mut self, error: &ProviderError, now: Timestamp) {
         self.journal.failed(error.told(), now);
-        (self.status.standing, self.status.written_at) = (Standing::Stopped, now);
         self.status.last_error = self.journal.last_error.clone();
+        self.stopped(now);
+    }
+
+    /// That the node ends before it has begun to serve.
+    pub(crate) fn stopped(&mut self, now: Timestamp) {
+        (self.status.standing, self.status.written_at) = (Standing::Stopped, now);
         self.write_now();
     }
 
