@@ -294,7 +294,8 @@ mod tests {
 
     #[test]
     fn a_hostile_coordinator_does_not_reach_the_terminal() {
-        let body = r#"{"explain":[{"model":"\u001b]0;x\u0007","would_serve":false,"why":"\u001b[2Jgone\r"}]}"#;
+        let body =
+            r#"{"explain":[{"model":"\u001b]0;x\u0007","would_serve":false,"why":"\u001b[2Jgone\r"}]}"#;
         let finding = explained(body.as_bytes());
         assert!(finding.says.contains("gone") && !finding.says.contains(char::is_control), "{finding:?}");
     }

@@ -9,6 +9,7 @@ mod journal;
 mod show;
 mod teller;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -243,6 +244,13 @@ impl From<ModelView> for ModelStatus {
 }
 
 impl Found {
+    /// The models that a running node has in memory.
+    pub(crate) fn loaded(&self) -> BTreeSet<ModelId> {
+        let (Self::Running(status) | Self::Silent(status)) = self else { return BTreeSet::new() };
+        let loaded = status.models.iter().filter(|model| model.state == Residence::Loaded);
+        loaded.map(|model| model.model.clone()).collect()
+    }
+
     /// As JSON: whether a node runs, whether it hangs, and what it told last.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
@@ -315,7 +323,9 @@ pub(crate) mod tests {
         assert_eq!(found(soon), Found::Running(Box::new(status.clone())));
         let late = status.written_at.after(SILENT_AFTER);
         assert_eq!((found(late).exit_code(), &found(late).to_json()["silent"]), (4, &true.into()));
+        assert_eq!(found(soon).loaded(), [status.models[0].model.clone()].into());
         drop(lock);
+        assert!(found(soon).loaded().is_empty());
         assert_eq!(found(soon), Found::NotRunning(Some(Box::new(status))));
         assert_eq!((found(soon).exit_code(), &found(soon).to_json()["running"]), (3, &false.into()));
     }
