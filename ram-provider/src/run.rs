@@ -138,7 +138,7 @@ impl Start {
         info!(fingerprint = %identity.fingerprint(), coordinator = %config.coordinator, "ready");
         let (events, inbox) = mpsc::channel(INBOX_MAX);
         let shell = Shell {
-            coordinator: config.coordinator.clone(),
+            coordinator: config.coordinator,
             worker,
             link: None,
             closing: None,
@@ -202,7 +202,7 @@ impl Node {
             Heard::Message(message) => Event::Message(message),
             Heard::Down(error) => {
                 warn!(coordinator = %self.shell.coordinator, "{error}");
-                self.teller.link_failed(error.to_string(), now());
+                self.teller.link_failed(&error.to_string(), now());
                 self.shell.link = None;
                 Event::LinkDown
             }

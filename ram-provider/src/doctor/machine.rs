@@ -16,7 +16,7 @@ use ram_infer::error::InferError;
 use super::report::{Check, CheckId, Finding};
 use super::{KeyProblem, Patient, instant, probe};
 use crate::models::{self, FoundModel};
-use crate::power::{SleepGuard, Wakefulness};
+use crate::power::{self, Wakefulness};
 use crate::status::{self, Found, NodeStatus, Standing};
 use crate::{ProviderError, hardware, run, worker};
 
@@ -297,7 +297,7 @@ fn sleep(wanted: bool) -> Finding {
     if !wanted {
         return Finding::skip("not asked for: this machine may fall asleep (--prevent-sleep keeps it awake)");
     }
-    match SleepGuard::hold().state() {
+    match power::hold().state() {
         Wakefulness::Held { by } => Finding::pass(format!("{by} can keep this machine awake")),
         Wakefulness::NotAvailable { why } => {
             Finding::warn(why, "keep the machine awake by its own settings, or leave prevent_sleep off")

@@ -35,8 +35,8 @@ impl Journal {
     }
 
     /// The socket's own word for why it is gone, or somebody else's: made plain, for a terminal shows it.
-    pub(crate) fn failed(&mut self, what: String, now: Timestamp) {
-        self.last_error = Some(PastError { at: now, what: plain(&what) });
+    pub(crate) fn failed(&mut self, what: &str, now: Timestamp) {
+        self.last_error = Some(PastError { at: now, what: plain(what) });
     }
 
     fn read(&mut self, note: &Note, now: Timestamp) {
@@ -46,14 +46,14 @@ impl Journal {
             }
             Note::Rejected { reason, retry_in } => {
                 let (reason, retry_at) = (plain(&reason.to_string()), now.after(*retry_in));
-                self.failed(format!("the coordinator refused this node: {reason}"), now);
+                self.failed(&format!("the coordinator refused this node: {reason}"), now);
                 self.standing = Standing::Refused { reason, retry_at };
             }
             Note::LinkLost { retry_in, .. } => {
                 self.standing = Standing::Disconnected { retry_at: now.after(*retry_in) };
             }
             Note::PeerAtFault { what, retry_in } => {
-                self.failed(format!("the coordinator broke the protocol: {what}"), now);
+                self.failed(&format!("the coordinator broke the protocol: {what}"), now);
                 self.standing = Standing::Disconnected { retry_at: now.after(*retry_in) };
             }
             Note::Draining { by, .. } => {
