@@ -395,6 +395,54 @@ fn a_listing_without_hashes_is_completed_by_asking_for_each_file() {
 }
 
 #[test]
+fn a_file_without_a_hash_begins_anew_where_it_was_cut() {
+    let (server, cache) = start();
+    let mut listing = server.listing(MODEL);
+    for sibling in listing["siblings"].as_array_mut().unwrap() {
+        if sibling["rfilename"] == WEIGHTS {
+            *sibling = json!({ "rfilename": WEIGHTS });
+        }
+    }
+    let files = files();
+    let size = files[2].1.len();
+    let mirror = move |cut: bool| {
+        let listing = listing.clone();
+        move |seen: &Seen| match seen.method.as_str() {
+            _ if seen.path.starts_with("/api/") => Some(Fault::Listing(listing.clone())),
+            "HEAD" => {
+                let told = [("etag", "\"a-name\"".to_owned()), ("x-linked-size", size.to_string())];
+                Some(Fault::Status(200, told.into()))
+            }
+            _ if is_weights(seen) && cut => Some(Fault::CutAfter(5000)),
+            _ => None,
+        }
+    };
+    server.plot(mirror(true));
+    fetch(&server, &cache).unwrap_err();
+    server.plot(mirror(false));
+    let folder = fetch(&server, &cache).unwrap();
+    assert_eq!(fs::read(folder.join(WEIGHTS)).unwrap(), files[2].1);
+    assert!(server.seen().iter().all(|seen| seen.range.is_none()), "nothing is resumed");
+    let plan = Hub::new(config(&server, &cache)).plan(&model(), &AtomicBool::new(false)).unwrap();
+    let unhashed: Vec<_> = plan.files().iter().filter(|file| !file.has_hash()).collect();
+    assert!(unhashed.len() == 1 && unhashed[0].name == WEIGHTS, "{unhashed:?}");
+}
+
+#[test]
+fn two_files_of_one_content_are_both_told_to_the_end() {
+    let (server, cache) = start();
+    let mut twins = files();
+    twins.push(("special_tokens_map.json", b"{}".to_vec()));
+    twins.push(("added_tokens.json", b"{}".to_vec()));
+    server.publish(MODEL, twins);
+    let mut last = None;
+    fetch_with(config(&server, &cache), |progress| last = Some((progress.done, progress.total))).unwrap();
+    let (done, total) = last.unwrap();
+    assert_eq!(done, total);
+    assert_eq!(server.seen().iter().filter(|seen| seen.path.ends_with("_tokens.json")).count(), 1);
+}
+
+#[test]
 fn a_new_commit_shares_what_has_not_changed() {
     let (server, cache) = start();
     let old = fetch(&server, &cache).unwrap();

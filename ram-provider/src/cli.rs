@@ -198,7 +198,7 @@ impl DoctorArgs {
         let (home, given) = self.common.settings(self.network.settings())?;
         let report = doctor::examine(Patient::new(home, given)).await;
         print(&if self.json {
-            serde_json::to_string_pretty(&report).map(|text| text + "\n").unwrap_or_default() // plain data
+            serde_json::to_string_pretty(&report).map_err(ProviderError::Json)? + "\n"
         } else {
             report.to_table(colours())
         });

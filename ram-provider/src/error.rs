@@ -118,6 +118,9 @@ pub enum ProviderError {
     /// The operating system has no randomness.
     #[error("the operating system gives no randomness")]
     NoRandomness,
+    /// What was asked for as JSON cannot be written so: a bug of ours.
+    #[error("this cannot be told as JSON; please report it")]
+    Json(#[source] serde_json::Error),
     /// The loading thread panicked: a bug of ours.
     #[error("loading failed; please report this with the log above")]
     LoadPanicked,

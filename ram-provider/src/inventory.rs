@@ -1,5 +1,6 @@
 //! What models there are: those of the catalogue and those on the disk, how large they are, whether they fit here.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use ram_core::catalog::{self, ModelSpec};
@@ -22,6 +23,8 @@ pub(crate) struct Item {
     pub(crate) state: State,
     /// Bytes on the disk, or those that a download would have.
     size: Bytes,
+    /// Whether the node that runs here has it in memory.
+    is_loaded: bool,
     /// Where it is loaded from.
     folder: Option<PathBuf>,
     /// Whether it fits into this machine; or why the engine cannot serve it.
@@ -52,8 +55,8 @@ impl State {
     }
 }
 
-/// All models of the catalogue, then the others that something lies here of.
-pub(crate) fn list(cache: Option<&Cache>, room: Room) -> Vec<Item> {
+/// All models of the catalogue, then the others that something lies here of; `loaded` are in a running node's memory.
+pub(crate) fn list(cache: Option<&Cache>, room: Room, loaded: &BTreeSet<ModelId>) -> Vec<Item> {
     let of_catalogue = catalog::all().iter().map(|spec| {
         let id = spec.model_id();
         let repository = cache.map(|cache| cache.repository(&id));
@@ -63,7 +66,8 @@ pub(crate) fn list(cache: Option<&Cache>, room: Room) -> Vec<Item> {
     let others = cache.map(Cache::repositories).unwrap_or_default().into_iter().filter(unknown);
     let others =
         others.map(|repository| Item::new(repository.model().clone(), None, Some(&repository), room));
-    of_catalogue.chain(others).collect()
+    let told = |item: Item| Item { is_loaded: loaded.contains(&item.id), ..item };
+    of_catalogue.chain(others).map(told).collect()
 }
 
 impl Item {
@@ -93,7 +97,7 @@ impl Item {
             (Bytes::ZERO, Some(spec)) => spec.weight_bytes(),
             _ => on_disk,
         };
-        Self { id, spec, state, size, folder, verdict }
+        Self { id, spec, state, size, is_loaded: false, folder, verdict }
     }
 
     /// The columns of a table: name, parameters, size, memory, state, whether it fits.
@@ -105,7 +109,8 @@ impl Item {
             Err(_) => ("-".to_owned(), "no"),
         };
         let name = self.spec.map_or_else(|| self.id.as_str(), |spec| spec.alias);
-        [name, &parameters, &self.size.to_string(), &needed, self.state.name(), fits].map(str::to_owned)
+        let state = if self.is_loaded { "loaded" } else { self.state.name() };
+        [name, &parameters, &self.size.to_string(), &needed, state, fits].map(str::to_owned)
     }
 
     /// What a reader of the table wants to know beside its columns: the full id, and why it cannot be served here.
@@ -131,8 +136,9 @@ impl Item {
             "alias": self.spec.map(|spec| spec.alias),
             "parameters": self.spec.map(ModelSpec::parameters),
             "state": self.state.name(),
+            "loaded": self.is_loaded,
             "size_bytes": self.size,
-            "folder": self.folder,
+            "folder": self.folder.as_ref().map(|folder| folder.display().to_string()),
             "fits": fits,
             "needed_bytes": needed,
             "verdict": self.verdict.as_ref().map_or_else(Clone::clone, ToString::to_string),
@@ -176,7 +182,7 @@ mod tests {
         put(root.path(), "mlx-community/Llama-3.2-1B-Instruct-4bit", 5);
         put(root.path(), "mlx-community/Qwen3-8B-4bit", 2);
         put(root.path(), "own/model", 5);
-        let items = list(Some(&Cache::new(root.path())), ROOM);
+        let items = list(Some(&Cache::new(root.path())), ROOM, &BTreeSet::new());
         assert_eq!(items.len(), catalog::all().len() + 1);
         let check = |name: &str, state, fits| {
             let found = item(&items, name);
@@ -191,13 +197,23 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_says_so_with_the_numbers() {
-        let items = list(None, ROOM);
+        let items = list(None, ROOM, &BTreeSet::new());
         let large = item(&items, "qwen3-8b");
         let remarks = large.remarks();
         assert_eq!(remarks[0], "mlx-community/Qwen3-8B-4bit");
         assert!(remarks[1].contains("too large: needs") && remarks[1].contains("of 4.0 GiB"), "{remarks:?}");
         assert_eq!(large.columns()[5], "no");
         assert_eq!(large.to_json()["verdict"], json!(remarks[1]));
+    }
+
+    #[test]
+    fn what_a_running_node_has_in_memory_is_loaded() {
+        let loaded = [catalog::resolve(DEFAULT_MODEL).unwrap().model_id()].into();
+        let items = list(None, ROOM, &loaded);
+        let demo = item(&items, DEFAULT_MODEL);
+        assert_eq!((demo.columns()[4].as_str(), &demo.to_json()["state"]), ("loaded", &json!("bundled")));
+        let told: Vec<bool> = items.iter().filter_map(|item| item.to_json()["loaded"].as_bool()).collect();
+        assert_eq!((told.len(), told.iter().filter(|told| **told).count()), (items.len(), 1));
     }
 
     #[test]

@@ -46,6 +46,7 @@ mod error;
 mod inventory;
 mod lock;
 mod models;
+mod plain;
 mod run;
 mod speed;
 

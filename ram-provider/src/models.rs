@@ -3,9 +3,7 @@
 //! Looked for in this order: the folder that the operator named, the bundled model, the Hugging Face cache. Whatever
 //! its own tools or [`hub`](crate::hub) have downloaded is used where it lies, if it is whole.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ram_core::catalog;
@@ -15,7 +13,7 @@ use ram_core::units::{Bytes, TokenCount};
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
-use ram_infer::hub::cache::Cache;
+use ram_infer::hub::cache::{self, Cache};
 use ram_infer::hub::cache_dir;
 
 use crate::ProviderError;
@@ -23,11 +21,6 @@ use crate::config::{DEFAULT_MODEL, ModelChoice};
 
 /// Folder of the bundled model, in the node's.
 const BUNDLED_DIR: &str = "models/ram-demo";
-/// What names the files of a model whose weights are in several.
-const INDEX_FILE: &str = "model.safetensors.index.json";
-/// Longest index that is read: a model of 60,000 tensors has one of 6 MB.
-const INDEX_BYTES_MAX: u64 = 16 << 20;
-const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// A model that lies on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,29 +117,17 @@ pub(crate) fn needs_of(config: &ModelConfig, weights: Bytes, workload: Workload)
 /// Whether the folder of a model is whole and of a kind that the engine runs, by a look at its small files.
 ///
 /// # Errors
-/// Those of [`ModelConfig::read`], and [`InferError::MissingFile`] for weights that the index names, or a tokenizer,
-/// that are not there, as a download that was cut short leaves behind.
+/// Those of [`ModelConfig::read`], [`InferError::MissingFile`] for weights that the index names, or a tokenizer, that
+/// are not there, as a download that was cut short leaves behind, and [`InferError::MalformedJson`] for the index.
 pub(crate) fn inspect(dir: &Path) -> Result<(), InferError> {
     needs(dir, Workload::default())?;
-    for file in shards(dir).into_iter().chain([TOKENIZER_FILE.to_owned()]) {
-        if !dir.join(&file).is_file() {
-            return Err(InferError::MissingFile { file });
+    match cache::missing(dir) {
+        None => Ok(()),
+        Some(file) if dir.join(&file).is_file() => {
+            Err(InferError::MalformedJson { file, problem: "it names no weights".to_owned() })
         }
+        Some(file) => Err(InferError::MissingFile { file }),
     }
-    Ok(())
-}
-
-/// The weight files that the index names; none where there is no index.
-fn shards(dir: &Path) -> BTreeSet<String> {
-    let index = fs::File::open(dir.join(INDEX_FILE)).ok();
-    let index = index.and_then(|file| serde_json::from_reader::<_, Index>(file.take(INDEX_BYTES_MAX)).ok());
-    index.map(|index| index.weight_map.into_values().collect()).unwrap_or_default()
-}
-
-/// Which file holds which tensor; the engine reads it with more care.
-#[derive(serde::Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
 }
 
 /// The longest prompt with its answer that the model in `dir` takes.
@@ -172,6 +153,8 @@ fn weight_bytes(dir: &Path) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const INDEX_FILE: &str = "model.safetensors.index.json";
 
     fn choice(text: &str) -> ModelChoice {
         text.parse().unwrap()
@@ -277,14 +260,26 @@ mod tests {
             other => other.map(|()| None).unwrap(),
         };
         assert_eq!(missing(), None);
-        let index = r#"{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}"#;
-        fs::write(dir.join(INDEX_FILE), index).unwrap();
-        assert_eq!(missing().as_deref(), Some("model-2.safetensors"));
-        fs::remove_file(dir.join(INDEX_FILE)).unwrap();
-        fs::remove_file(dir.join(TOKENIZER_FILE)).unwrap();
-        assert_eq!(missing().as_deref(), Some(TOKENIZER_FILE));
-        fs::remove_file(dir.join("model.safetensors")).unwrap();
+        fs::remove_file(dir.join("tokenizer.json")).unwrap();
+        assert_eq!(missing().as_deref(), Some("tokenizer.json"));
+        fs::rename(dir.join("model.safetensors"), dir.join("model-1.safetensors")).unwrap();
         assert_eq!(missing().as_deref(), Some("model.safetensors"));
+        let index = r#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+        // As long as the index of a model with hundreds of experts, each named.
+        fs::write(dir.join(INDEX_FILE), " ".repeat(20 << 20) + index).unwrap();
+        assert_eq!(missing().as_deref(), Some("model-2.safetensors"));
+        fs::remove_file(dir.join("model-1.safetensors")).unwrap();
+        assert_eq!(missing().as_deref(), Some("model.safetensors"), "no weights at all");
+    }
+
+    #[test]
+    fn an_index_that_does_not_read_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = find(&choice("ram-demo"), home.path(), None).unwrap().dir;
+        fs::rename(dir.join("model.safetensors"), dir.join("model-1.safetensors")).unwrap();
+        fs::write(dir.join(INDEX_FILE), r#"{"weight_map": {"a": "mod"#).unwrap();
+        let told = inspect(&dir).unwrap_err();
+        assert!(matches!(&told, InferError::MalformedJson { file, .. } if file == INDEX_FILE), "{told}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Keeping the machine awake while the node runs, by a tool of the system's own.
 //!
-//! | system | held by | let go, also after `kill -9`, because |
-//! |---|---|---|
-//! | macOS | `caffeinate -i -w PID` | it watches this process |
-//! | Linux with logind | `systemd-inhibit --what=sleep:idle … cat` | our end of `cat`'s pipe closes |
-//! | others | nothing, and says so | |
+//! | [`SleepGuard`] | on | held by | let go, also after `kill -9`, because |
+//! |---|---|---|---|
+//! | `Caffeinate` | macOS | `caffeinate -i -w PID` | it watches this process |
+//! | `SystemdInhibit` | Linux with logind | `systemd-inhibit --what=sleep:idle … cat` | our end of `cat`'s pipe closes |
+//! | `Nothing` | others | nothing, and says so | |
 //!
-//! The display may still go dark, and a lid that is shut still means sleep. Start at [`SleepGuard::hold`].
+//! The display may still go dark, and a lid that is shut still means sleep. Start at [`hold`].
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
@@ -40,10 +41,80 @@ pub enum Wakefulness {
     },
 }
 
-/// Keeps the machine awake until it is dropped.
+/// Keeps the machine awake until it is dropped, in a system's own way.
+pub trait SleepGuard: fmt::Debug + Send {
+    /// Whether it holds still.
+    fn state(&mut self) -> Wakefulness;
+}
+
+/// Asks this system not to sleep, and waits a moment for its answer: not for an async task.
+#[must_use]
+pub fn hold() -> Box<dyn SleepGuard> {
+    match std::env::consts::OS {
+        "macos" => Box::new(Caffeinate::hold()),
+        "linux" => Box::new(SystemdInhibit::hold()),
+        system => Box::new(Nothing { system }),
+    }
+}
+
+/// macOS: `caffeinate` holds while the process that it is told of lives.
 #[derive(Debug)]
-pub struct SleepGuard {
-    name: String,
+struct Caffeinate(Hold);
+
+impl Caffeinate {
+    fn hold() -> Self {
+        Self(Hold::by(&Self::tool(std::process::id())))
+    }
+
+    fn tool(pid: u32) -> Tool {
+        Tool { program: "caffeinate", args: owned(["-i", "-w", &pid.to_string()]), echoes: false }
+    }
+}
+
+impl SleepGuard for Caffeinate {
+    fn state(&mut self) -> Wakefulness {
+        self.0.state()
+    }
+}
+
+/// Linux: `systemd-inhibit` holds while the `cat` that it runs reads our pipe.
+#[derive(Debug)]
+struct SystemdInhibit(Hold);
+
+impl SystemdInhibit {
+    fn hold() -> Self {
+        Self(Hold::by(&Self::tool()))
+    }
+
+    fn tool() -> Tool {
+        let args =
+            ["--what=sleep:idle", "--who=ram-provider", "--why=it serves models", "--mode=block", "cat"];
+        Tool { program: "systemd-inhibit", args: owned(args), echoes: true }
+    }
+}
+
+impl SleepGuard for SystemdInhibit {
+    fn state(&mut self) -> Wakefulness {
+        self.0.state()
+    }
+}
+
+/// A system that no way to keep awake is known of.
+#[derive(Debug)]
+struct Nothing {
+    system: &'static str,
+}
+
+impl SleepGuard for Nothing {
+    fn state(&mut self) -> Wakefulness {
+        Wakefulness::NotAvailable { why: format!("no way to keep {} awake is known here", self.system) }
+    }
+}
+
+/// A tool that was started, and whether it holds.
+#[derive(Debug)]
+struct Hold {
+    name: &'static str,
     held: Result<Holding, String>,
 }
 
@@ -57,7 +128,7 @@ struct Holding {
     complaint: mpsc::Receiver<String>,
 }
 
-/// How a system is kept awake.
+/// A program that keeps its system awake while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Tool {
     program: &'static str,
@@ -66,58 +137,26 @@ struct Tool {
     echoes: bool,
 }
 
-impl SleepGuard {
-    /// Asks the system not to sleep, and waits a moment for its answer: not for an async task.
-    #[must_use]
-    pub fn hold() -> Self {
-        match tool_of(std::env::consts::OS, std::process::id()) {
-            Some(tool) => Self::hold_by(&tool),
-            None => {
-                let why = format!("no way to keep {} awake is known here", std::env::consts::OS);
-                Self { name: String::new(), held: Err(why) }
-            }
-        }
+impl Hold {
+    fn by(tool: &Tool) -> Self {
+        Self { name: tool.program, held: tool.start() }
     }
 
-    fn hold_by(tool: &Tool) -> Self {
-        Self { name: tool.program.to_owned(), held: tool.start() }
-    }
-
-    /// Whether it holds still.
-    #[must_use]
-    pub fn state(&mut self) -> Wakefulness {
+    fn state(&mut self) -> Wakefulness {
         if let Ok(holding) = &mut self.held
             && let Some(why) = holding.end()
         {
             self.held = Err(format!("{} {why}", self.name));
         }
         match &self.held {
-            Ok(_) => Wakefulness::Held { by: self.name.clone() },
+            Ok(_) => Wakefulness::Held { by: self.name.to_owned() },
             Err(why) => Wakefulness::NotAvailable { why: why.clone() },
         }
     }
 }
 
-/// The tool of a system, for a process of it.
-fn tool_of(os: &str, pid: u32) -> Option<Tool> {
-    let owned = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect();
-    match os {
-        "macos" => {
-            Some(Tool { program: "caffeinate", args: owned(&["-i", "-w", &pid.to_string()]), echoes: false })
-        }
-        "linux" => Some(Tool {
-            program: "systemd-inhibit",
-            args: owned(&[
-                "--what=sleep:idle",
-                "--who=ram-provider",
-                "--why=it serves models",
-                "--mode=block",
-                "cat",
-            ]),
-            echoes: true,
-        }),
-        _ => None,
-    }
+fn owned<const N: usize>(args: [&str; N]) -> Vec<String> {
+    args.map(str::to_owned).into()
 }
 
 impl Tool {
@@ -188,16 +227,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_system_has_its_tool() {
-        let line = |os| tool_of(os, 42).map(|tool| format!("{} {}", tool.program, tool.args.join(" ")));
-        assert_eq!(line("macos").unwrap(), "caffeinate -i -w 42");
-        assert!(line("linux").unwrap().starts_with("systemd-inhibit --what=sleep:idle --who=ram-provider"));
-        assert_eq!(line("plan9"), None);
+    fn each_system_has_its_own_way() {
+        let line = |tool: Tool| format!("{} {}", tool.program, tool.args.join(" "));
+        assert_eq!(line(Caffeinate::tool(42)), "caffeinate -i -w 42");
+        let linux = line(SystemdInhibit::tool());
+        assert!(linux.starts_with("systemd-inhibit --what=sleep:idle --who=ram-provider"), "{linux}");
+        let Wakefulness::NotAvailable { why } = (Nothing { system: "plan9" }).state() else { panic!("none") };
+        assert!(why.contains("plan9"), "{why}");
     }
 
     #[cfg(unix)]
-    fn hold_by(script: &str, echoes: bool) -> SleepGuard {
-        SleepGuard::hold_by(&Tool { program: "sh", args: vec!["-c".to_owned(), script.to_owned()], echoes })
+    fn hold_by(script: &str, echoes: bool) -> Hold {
+        Hold::by(&Tool { program: "sh", args: owned(["-c", script]), echoes })
     }
 
     #[test]

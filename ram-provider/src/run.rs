@@ -40,13 +40,27 @@ const HEAT_EVERY: Duration = Duration::from_secs(10);
 /// [`ProviderError`] when the node cannot start; once it runs it does not fail.
 pub async fn run(config: ProviderConfig, shutdown: impl Future<Output = ()>) -> Result<(), ProviderError> {
     let mut shutdown = pin!(shutdown);
-    let preparing = tokio::task::spawn_blocking(move || Node::prepare(&config));
-    let node = tokio::select! {
-        node = preparing => node.map_err(|_| ProviderError::LoadPanicked)??,
-        () = &mut shutdown => return Ok(()),
+    let mut start = off_thread(move || Start::new(config)).await?;
+    let (config, hardware) = (start.config.clone(), start.hardware.clone());
+    let worker = tokio::select! {
+        biased;
+        () = &mut shutdown => {
+            start.teller.stopped(now());
+            return Ok(());
+        }
+        worker = off_thread(move || load(&config, &hardware)) => worker,
     };
+    let worker = worker.inspect_err(|error| start.teller.not_started(error, now()))?;
+    let node = off_thread(move || start.into_node(worker)).await?;
     node.serve(shutdown.as_mut()).await;
     Ok(())
+}
+
+/// Does what blocks on a thread of its own.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ProviderError> + Send + 'static,
+) -> Result<T, ProviderError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ProviderError::LoadPanicked)?
 }
 
 /// Finds the models of the configuration and loads those to be preloaded.
@@ -54,6 +68,15 @@ pub(crate) fn load(config: &ProviderConfig, hardware: &Hardware) -> Result<Worke
     let cap = worker::memory_cap(config, hardware);
     info!(chip = hardware.chip, usable = %hardware.usable_memory, %cap, "loading");
     Worker::open(config, hardware)
+}
+
+/// A provider whose first models are still to be loaded: its home is taken, and its status says so.
+struct Start {
+    config: ProviderConfig,
+    identity: NodeIdentity,
+    hardware: Hardware,
+    teller: Teller,
+    lock: HomeLock,
 }
 
 /// A provider that is ready to connect.
@@ -77,13 +100,19 @@ struct Shell {
     is_done: bool,
 }
 
-impl Node {
-    fn prepare(config: &ProviderConfig) -> Result<Self, ProviderError> {
+impl Start {
+    /// Takes the home and says so in its status: a second at most.
+    fn new(config: ProviderConfig) -> Result<Self, ProviderError> {
         let identity = NodeIdentity::open_or_create(&config.home)?;
         let lock = HomeLock::take(&config.home)?;
         let hardware = hardware::probe()?;
-        let mut teller = Teller::new(config, &identity, &hardware, now());
-        let worker = load(config, &hardware).inspect_err(|error| teller.not_started(error, now()))?;
+        let teller = Teller::new(&config, &identity, &hardware, now());
+        Ok(Self { config, identity, hardware, teller, lock })
+    }
+
+    /// The node, now that its models are there.
+    fn into_node(self, worker: Worker) -> Result<Node, ProviderError> {
+        let Self { config, identity, hardware, mut teller, lock } = self;
         if config.prevent_sleep {
             teller.prevent_sleep();
         }
@@ -95,7 +124,7 @@ impl Node {
             name: config.name.clone(),
             wallet: config.wallet,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            memory_cap: worker::memory_cap(config, &hardware),
+            memory_cap: worker::memory_cap(&config, &hardware),
             hardware,
             offers: worker.offers(),
         };
@@ -109,7 +138,7 @@ impl Node {
         info!(fingerprint = %identity.fingerprint(), coordinator = %config.coordinator, "ready");
         let (events, inbox) = mpsc::channel(INBOX_MAX);
         let shell = Shell {
-            coordinator: config.coordinator.clone(),
+            coordinator: config.coordinator,
             worker,
             link: None,
             closing: None,
@@ -118,9 +147,11 @@ impl Node {
             is_done: false,
         };
         let agent = Agent::new(agent_config, Arc::new(identity));
-        Ok(Self { agent, shell, inbox, teller, _lock: lock })
+        Ok(Node { agent, shell, inbox, teller, _lock: lock })
     }
+}
 
+impl Node {
     async fn serve(mut self, mut shutdown: impl Future<Output = ()> + Unpin) {
         let mut drained = false;
         let mut effects = Vec::new();
@@ -171,7 +202,7 @@ impl Node {
             Heard::Message(message) => Event::Message(message),
             Heard::Down(error) => {
                 warn!(coordinator = %self.shell.coordinator, "{error}");
-                self.teller.link_failed(error.to_string(), now());
+                self.teller.link_failed(&error.to_string(), now());
                 self.shell.link = None;
                 Event::LinkDown
             }
@@ -256,4 +287,23 @@ async fn watch_heat(events: mpsc::Sender<Event>) {
 #[expect(clippy::disallowed_methods, reason = "the shell owns the clock, and reads it here")]
 pub(crate) fn now() -> Timestamp {
     Timestamp::ZERO.after(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+    use crate::status::{self, Found, Standing};
+
+    #[tokio::test]
+    async fn a_node_that_is_stopped_while_it_loads_says_so() {
+        let home = tempfile::tempdir().unwrap();
+        let given = Settings { models: Some(vec!["own=/nowhere".parse().unwrap()]), ..Settings::default() };
+        let config = ProviderConfig::load(home.path().to_owned(), given).unwrap().config;
+        run(config, async {}).await.unwrap();
+        let Found::NotRunning(Some(status)) = status::look(home.path(), now()).unwrap() else {
+            panic!("it has written down that it was here")
+        };
+        assert_eq!((status.standing.clone(), status.last_error.clone()), (Standing::Stopped, None));
+    }
 }

@@ -107,6 +107,24 @@ fn a_model_is_pulled_listed_and_removed() {
 }
 
 #[test]
+fn a_cache_whose_name_is_no_text_is_listed_all_the_same() {
+    use std::os::unix::ffi::OsStrExt;
+    let machine = start();
+    let cache = machine.folder.path().join(std::ffi::OsStr::from_bytes(b"hub-\xff"));
+    if std::fs::create_dir(&cache).is_err() {
+        return; // this file system takes no such names, as a Mac's does not
+    }
+    let run = |args: &[&str]| Said::of(machine.command(args).env("HF_HUB_CACHE", &cache).output().unwrap());
+    let pulled = run(&["pull", "--json", MODEL]);
+    assert_eq!(pulled.code, Some(0), "{pulled:?}");
+    assert!(pulled.events().last().unwrap()["folder"].as_str().unwrap().contains("hub-\u{FFFD}"));
+    let listed = run(&["list", "--json"]);
+    let told: Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert!(told["cache"].as_str().unwrap().ends_with("hub-\u{FFFD}"), "{listed:?}");
+    assert_eq!(run(&["remove", "--json", "--yes", MODEL]).events()[0]["event"], "removed");
+}
+
+#[test]
 fn programs_read_one_object_a_line() {
     let machine = start();
     let said = machine.run(&["pull", "ram-demo", MODEL, "org/none", "--json"]);

@@ -57,7 +57,8 @@ impl Order<'_> {
         make_dir(&self.repository.dir().join("blobs"))?;
         let _lock = self.lock(watch)?;
         if self.is_there() {
-            return Ok(()); // another tool has fetched it while we waited
+            watch.at(self.file.size); // another tool has fetched it while we waited, or a file of the same content
+            return Ok(());
         }
         let mut part = Part::open(self, watch)?;
         let mut tries = Tries::new(self.patience);
@@ -98,7 +99,13 @@ impl Order<'_> {
     }
 
     /// Asks for the rest and appends what comes, until it is whole or the connection ends.
+    ///
+    /// A file without a hash begins anew: nothing would tell that two halves do not belong together.
     fn go_on(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
+        if !self.file.has_hash() && part.len > Bytes::ZERO {
+            part.restart(self)?;
+            watch.at(part.len);
+        }
         let wanted = Wanted { model: self.model, file: Some(&self.file.name) };
         let answer = self.http.file(wanted, self.commit, part.len)?;
         let host = answer.host.clone();
@@ -136,7 +143,7 @@ struct Part {
 }
 
 impl Part {
-    /// Opens what came before, and hashes it.
+    /// Opens what came before, and hashes it; what has no hash is forgotten.
     fn open(order: Order<'_>, watch: &impl Watch) -> Result<Self, HubError> {
         let path = order.repository.incomplete(&order.file.content.etag);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
@@ -157,7 +164,7 @@ impl Part {
             }
         }
         let mut part = Self { path, file, len, hash };
-        if part.len > order.file.size {
+        if part.len > order.file.size || !order.file.has_hash() {
             part.restart(order)?;
         }
         Ok(part)

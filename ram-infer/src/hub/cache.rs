@@ -247,10 +247,23 @@ impl Repository {
 /// Whether the engine can load what lies in a folder.
 #[must_use]
 pub fn is_whole(dir: &Path) -> bool {
-    let has = |name: &str| dir.join(name).is_file();
-    has(CONFIG)
-        && has(TOKENIZER)
-        && (has(SINGLE) || indexed(dir).is_some_and(|all| all.iter().all(|name| has(name))))
+    missing(dir).is_none()
+}
+
+/// The first file that the engine needs and that a folder lacks; the index itself, where none of it can be read.
+#[must_use]
+pub fn missing(dir: &Path) -> Option<String> {
+    let lacks = |name: &String| !dir.join(name).is_file();
+    let weights = match dir.join(SINGLE) {
+        single if single.is_file() => Ok(Vec::new()),
+        _ if lacks(&INDEX.to_owned()) => Err(SINGLE),
+        _ => indexed(dir).ok_or(INDEX),
+    };
+    let small = [CONFIG, TOKENIZER].map(str::to_owned);
+    match weights {
+        Ok(shards) => shards.into_iter().chain(small).find(lacks),
+        Err(file) => Some(file.to_owned()),
+    }
 }
 
 /// The shards that the index of a folder names.

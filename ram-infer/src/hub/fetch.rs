@@ -20,7 +20,8 @@ use super::blob::{Order, Tries, Watch, pause};
 use super::cache::{Cache, REVISION, Repository, is_whole};
 use super::http::{Http, Wanted, broken};
 use super::listing::{
-    CONFIG, CONFIG_BYTES_MAX, Content, Entry, INDEX, INDEX_BYTES_MAX, Listing, SINGLE, TOKENIZER, shards,
+    CONFIG, CONFIG_BYTES_MAX, Check, Content, Entry, INDEX, INDEX_BYTES_MAX, Listing, SINGLE, TOKENIZER,
+    shards,
 };
 use super::{HubConfig, HubError, Patience};
 use crate::config::ModelConfig;
@@ -108,6 +109,15 @@ impl Plan {
     /// Those of [`ModelConfig::read`]: this engine does not know the architecture, say.
     pub fn config(&self) -> Result<ModelConfig, InferError> {
         ModelConfig::parse(&self.config, None)
+    }
+}
+
+impl PlannedFile {
+    /// Whether the hub gives a hash of it. Where it gives none, as some mirrors do, only the size is checked, and a
+    /// download that was cut begins anew.
+    #[must_use]
+    pub fn has_hash(&self) -> bool {
+        self.content.check != Check::Size
     }
 }
 
@@ -391,10 +401,13 @@ impl Watch for Thread<'_> {
     }
 }
 
-/// The bytes of a file that are in the cache, in whatever state.
+/// The bytes of a file that are in the cache and need not come again.
 fn present(repository: &Repository, plan: &Plan, file: &PlannedFile) -> Bytes {
     if is_there(repository, plan, file) {
         return file.size;
+    }
+    if !file.has_hash() {
+        return Bytes::ZERO;
     }
     let part = fs::metadata(repository.incomplete(&file.content.etag)).map_or(0, |found| found.len());
     Bytes::new(part).min(file.size)

@@ -72,7 +72,7 @@ pub(super) enum Check {
     Sha256,
     /// The ETag is the name that git gives to the content (SHA-1 over `blob SIZE\0` and the content).
     Git,
-    /// The ETag is a name and nothing more, as some mirrors give it: only the size is checked.
+    /// The ETag is a name and nothing more, as some mirrors give it: only the size is checked, and nothing is resumed.
     Size,
 }
 

@@ -9,13 +9,14 @@ use clap::{Args, Subcommand};
 use ram_core::catalog;
 use ram_core::id::ModelId;
 use ram_core::memory::Room;
+use ram_core::units::Bytes;
 use ram_infer::hub::cache::{Cache, Repository};
 use ram_infer::hub::cache_dir;
 use serde_json::json;
 
 use super::pull::Pull;
 use crate::config::{self, DEFAULT_MODEL, MemorySize, ProviderConfig, Settings};
-use crate::{ProviderError, hardware, hub, inventory, worker};
+use crate::{ProviderError, hardware, hub, inventory, run, status, worker};
 
 /// The exit code of a command that was given wrongly, as clap's own.
 const USAGE: u8 = 2;
@@ -108,8 +109,12 @@ impl ModelsCommand {
 }
 
 impl RoomArgs {
+    fn home(&self) -> Result<PathBuf, ProviderError> {
+        Ok(self.home.clone().map_or_else(config::default_home, Ok)?)
+    }
+
     fn read(self) -> Result<Room, ProviderError> {
-        let home = self.home.map_or_else(config::default_home, Ok)?;
+        let home = self.home()?;
         let given = Settings { memory_cap: self.memory_cap, ..Settings::default() };
         let config = ProviderConfig::load(home, given)?.config;
         let hardware = hardware::probe()?;
@@ -119,10 +124,12 @@ impl RoomArgs {
 
 impl ListArgs {
     fn run(self) -> Result<ExitCode, ProviderError> {
+        // A status that does not read is the doctor's to tell: without it nothing shows as loaded.
+        let loaded = status::look(&self.room.home()?, run::now()).map(|found| found.loaded());
         let room = self.room.read()?;
         let cache = cache();
-        let items = inventory::list(cache.as_ref(), room);
-        let folder = cache.as_ref().map(Cache::root);
+        let items = inventory::list(cache.as_ref(), room, &loaded.unwrap_or_default());
+        let folder = cache.as_ref().map(|cache| cache.root().display().to_string());
         if self.json {
             let models: Vec<_> = items.iter().map(inventory::Item::to_json).collect();
             let memory = json!({ "usable_bytes": room.usable, "cap_bytes": room.cap });
@@ -131,7 +138,7 @@ impl ListArgs {
         }
         let header = ["MODEL", "PARAMETERS", "SIZE", "MEMORY", "STATE", "FITS"].map(str::to_owned);
         let rows: Vec<_> = items.iter().map(|item| (item.columns(), item.remarks())).collect();
-        let folder = folder.map_or_else(|| "none".to_owned(), |folder| folder.display().to_string());
+        let folder = folder.as_deref().unwrap_or("none");
         print(&table(&header, &rows));
         print(&format!("\nMemory for models: {}. Cache: {folder}\n", room.available()));
         Ok(ExitCode::SUCCESS)
@@ -161,9 +168,8 @@ impl RemoveArgs {
         }
         let mut code = ExitCode::SUCCESS;
         for model in resolved(&self.models) {
-            match self.remove(&model) {
-                Ok(Some(line)) => print(&line),
-                Ok(None) => {}
+            match find(&model).and_then(|repository| self.remove(&repository, asked)) {
+                Ok(line) => print(&line),
                 Err(problem) => {
                     code = ExitCode::FAILURE;
                     if self.json {
@@ -178,19 +184,21 @@ impl RemoveArgs {
         code
     }
 
-    /// Removes one model; answers what to print, if it was not kept after all.
-    fn remove(&self, model: &ModelId) -> Result<Option<String>, String> {
-        let repository = find(model)?;
-        let (bytes, dir) = (repository.bytes(), repository.dir().to_owned());
-        if !self.yes && !asked(&format!("Remove {model} ({bytes} in {})? [y/N] ", dir.display())) {
-            return Ok(None);
+    /// Removes one model unless its owner would keep it; answers what to print.
+    fn remove(&self, repository: &Repository, asked: impl FnOnce(&str) -> bool) -> Result<String, String> {
+        let (model, bytes, dir) = (repository.model(), repository.bytes(), repository.dir().display());
+        let told = |event: &str, bytes: Bytes| match self.json {
+            true => format!(
+                "{}\n",
+                json!({ "event": event, "model": model, "bytes": bytes, "folder": dir.to_string() })
+            ),
+            false => format!("{event} {model}: {bytes} in {dir}\n"),
+        };
+        if !self.yes && !asked(&format!("Remove {model} ({bytes} in {dir})? [y/N] ")) {
+            return Ok(told("kept", bytes));
         }
         let bytes = repository.remove().map_err(|error| error.to_string())?;
-        Ok(Some(if self.json {
-            format!("{}\n", json!({ "event": "removed", "model": model, "bytes": bytes, "folder": dir }))
-        } else {
-            format!("removed {model}: {bytes} in {}\n", dir.display())
-        }))
+        Ok(told("removed", bytes))
     }
 }
 
@@ -249,6 +257,22 @@ mod tests {
             ["qwen3-8b", "own/model", "mlx-community/Qwen3-8B-4bit"].map(|name| name.parse().unwrap());
         let resolved: Vec<String> = resolved(&names).iter().map(ToString::to_string).collect();
         assert_eq!(resolved, ["mlx-community/Qwen3-8B-4bit", "own/model"]);
+    }
+
+    #[test]
+    fn who_declines_hears_that_the_model_is_kept() {
+        let root = tempfile::tempdir().unwrap();
+        let repository = Cache::new(root.path()).repository(&"own/model".parse().unwrap());
+        std::fs::create_dir(repository.dir()).unwrap();
+        let args = |json| RemoveArgs { models: Vec::new(), yes: false, json };
+        let kept = args(false).remove(&repository, |question| question.ends_with("? ")).unwrap();
+        assert!(kept.starts_with("kept own/model: 0 B in "), "{kept}");
+        let event: serde_json::Value =
+            serde_json::from_str(&args(true).remove(&repository, |_| false).unwrap()).unwrap();
+        assert_eq!((&event["event"], &event["model"]), (&json!("kept"), &json!("own/model")));
+        assert!(repository.dir().exists());
+        let removed = args(false).remove(&repository, |_| true).unwrap();
+        assert!(removed.starts_with("removed own/model") && !repository.dir().exists(), "{removed}");
     }
 
     #[test]

@@ -114,13 +114,19 @@ impl Pull {
 
     fn teller(&self, model: &ModelId, plan: &Plan, missing: Bytes) -> Teller {
         let total = plan.total();
+        let unhashed = plan.files().iter().filter(|file| !file.has_hash()).count();
         if self.json {
             let planned = json!({
                 "event": "planned", "model": model, "commit": plan.commit(), "files": plan.files().len(),
-                "total_bytes": total, "missing_bytes": missing,
+                "total_bytes": total, "missing_bytes": missing, "unhashed_files": unhashed,
             });
             print(&format!("{planned}\n"));
             return Teller::Json { model: model.clone(), last: None };
+        }
+        if unhashed > 0 {
+            note(&format!(
+                "{model}: the hub gives no hash of {unhashed} files: only their sizes can be checked"
+            ));
         }
         if missing > Bytes::ZERO && io::stderr().is_terminal() {
             return Teller::Bars(Bars::new(model, total, missing));
@@ -133,7 +139,10 @@ impl Pull {
 
     fn tell_done(&self, model: &ModelId, folder: Option<&Path>) {
         let line = match folder {
-            _ if self.json => json!({ "event": "done", "model": model, "folder": folder }).to_string(),
+            _ if self.json => {
+                let folder = folder.map(|folder| folder.display().to_string());
+                json!({ "event": "done", "model": model, "folder": folder }).to_string()
+            }
             Some(folder) => format!("{model} is in {}", folder.display()),
             None => format!("{model} is a part of this program: there is nothing to fetch"),
         };

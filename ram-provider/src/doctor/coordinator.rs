@@ -293,6 +293,14 @@ mod tests {
     }
 
     #[test]
+    fn a_hostile_coordinator_does_not_reach_the_terminal() {
+        let body =
+            r#"{"explain":[{"model":"\u001b]0;x\u0007","would_serve":false,"why":"\u001b[2Jgone\r"}]}"#;
+        let finding = explained(body.as_bytes());
+        assert!(finding.says.contains("gone") && !finding.says.contains(char::is_control), "{finding:?}");
+    }
+
+    #[test]
     fn only_what_stays_here_needs_no_certificate() {
         let check = |url: &str, expected| assert_eq!(tls(&url.parse().unwrap()).outcome, expected, "{url}");
         check("wss://ram.example", Outcome::Pass);

@@ -14,9 +14,9 @@ use ram_infer::engine::{Engine, EngineConfig, Event, Prompt, Request};
 use ram_infer::error::InferError;
 
 use super::report::{Check, CheckId, Finding};
-use super::{Patient, instant, probe};
+use super::{KeyProblem, Patient, instant, probe};
 use crate::models::{self, FoundModel};
-use crate::power::{SleepGuard, Wakefulness};
+use crate::power::{self, Wakefulness};
 use crate::status::{self, Found, NodeStatus, Standing};
 use crate::{ProviderError, hardware, run, worker};
 
@@ -31,12 +31,17 @@ const ANSWER: &str = "Paris";
 /// All probes of this machine.
 pub(super) async fn checks(patient: &Arc<Patient>) -> Vec<Check> {
     use CheckId::*;
+    // Owned here and lent to the probes, so that one that is given up leaves nothing behind.
+    let scratch = Scratch::make();
+    let lent = || scratch.as_ref().ok().map(|scratch| scratch.0.clone());
+    let (for_models, for_engine) = (lent(), lent());
     let mut checks = probe([HomeWritable, DiskFree], patient, |patient| home(patient.home())).await;
     checks.extend(probe([IdentityKey, IdentityPermissions], patient, identity).await);
     checks.extend(probe([ConfigValid], patient, |patient| [config(patient)]).await);
     checks.extend(probe([HardwareMemory, MemoryCap], patient, memory).await);
+    let models = move |patient: &Patient| models(patient, for_models.as_deref());
     checks.extend(probe([ModelsFound, ModelsFormat, ModelsFit], patient, models).await);
-    checks.extend(probe([EngineSmoke], patient, |_| [engine()]).await);
+    checks.extend(probe([EngineSmoke], patient, move |_| [engine(for_engine.as_deref())]).await);
     checks.extend(probe([PowerSleep], patient, |patient| [sleep(patient.config.prevent_sleep)]).await);
     checks.extend(probe([NodeRunning, NodeRegistered], patient, node).await);
     checks
@@ -93,7 +98,13 @@ fn identity(patient: &Patient) -> [Finding; 2] {
             Finding::pass(format!("fingerprint {}", identity.fingerprint())),
             Finding::pass("nobody else can read the keys"),
         ],
-        Err(error @ (IdentityError::Exposed { .. } | IdentityError::WorldWritable { .. })) => {
+        Err(error @ KeyProblem::Lost { .. }) => {
+            let next = "restore it from the backup before the node starts, for it would make another key";
+            [Finding::fail(error.to_string(), next), Finding::skip("there is one key of two")]
+        }
+        Err(KeyProblem::Identity(
+            error @ (IdentityError::Exposed { .. } | IdentityError::WorldWritable { .. }),
+        )) => {
             let next = "close it to others as told, and make new keys if others use this machine";
             [Finding::skip("not read while others can"), Finding::fail(error.to_string(), next)]
         }
@@ -143,15 +154,11 @@ fn memory(patient: &Patient) -> [Finding; 2] {
     [Finding::pass(machine), cap]
 }
 
-fn models(patient: &Patient) -> [Finding; 3] {
-    let scratch = Scratch::make();
-    let Ok(scratch) = &scratch else {
-        let says = "no scratch folder can be made for the bundled model";
-        return [(); 3].map(|()| Finding::fail(says, "make room in the folder of temporary files"));
-    };
+fn models(patient: &Patient, scratch: Option<&Path>) -> [Finding; 3] {
+    let Some(scratch) = scratch else { return [(); 3].map(|()| no_scratch()) };
     let cache = models::hub_cache(|name| std::env::var_os(name).map(Into::into));
     let choices = &patient.config.models;
-    let looked = choices.iter().map(|choice| models::find(choice, &scratch.0, cache.as_deref()));
+    let looked = choices.iter().map(|choice| models::find(choice, scratch, cache.as_deref()));
     let (found, missing) = parted(looked);
     let (whole, broken) = parted(found.into_iter().map(|found| match models::inspect(&found.dir) {
         Ok(()) => Ok(found),
@@ -234,11 +241,17 @@ impl Drop for Scratch {
     }
 }
 
-fn engine() -> Finding {
+fn no_scratch() -> Finding {
+    let says = "no scratch folder can be made for the bundled model";
+    Finding::fail(says, "make room in the folder of temporary files")
+}
+
+fn engine(scratch: Option<&Path>) -> Finding {
+    let Some(scratch) = scratch else { return no_scratch() };
     let broken =
         |says: String| Finding::fail(says, "build again for this machine, or report it with this output");
     let started = instant();
-    let answer = match smoke() {
+    let answer = match smoke(scratch) {
         Ok(answer) => answer,
         Err(error) => return broken(error),
     };
@@ -254,12 +267,10 @@ fn engine() -> Finding {
 }
 
 /// Loads the bundled model and answers with what it says to [`QUESTION`].
-fn smoke() -> Result<String, String> {
-    let scratch =
-        Scratch::make().map_err(|error| format!("no scratch folder can be made: {}", error.kind()))?;
+fn smoke(scratch: &Path) -> Result<String, String> {
     let load = || -> Result<Engine, InferError> {
-        ram_infer::demo::unpack(&scratch.0)?;
-        Engine::load(&scratch.0, &Device::best(), EngineConfig::default())
+        ram_infer::demo::unpack(scratch)?;
+        Engine::load(scratch, &Device::best(), EngineConfig::default())
     };
     let engine = load().map_err(|error| format!("the bundled model does not load: {error}"))?;
     let params = GenerationParams {
@@ -286,7 +297,7 @@ fn sleep(wanted: bool) -> Finding {
     if !wanted {
         return Finding::skip("not asked for: this machine may fall asleep (--prevent-sleep keeps it awake)");
     }
-    match SleepGuard::hold().state() {
+    match power::hold().state() {
         Wakefulness::Held { by } => Finding::pass(format!("{by} can keep this machine awake")),
         Wakefulness::NotAvailable { why } => {
             Finding::warn(why, "keep the machine awake by its own settings, or leave prevent_sleep off")
@@ -367,6 +378,10 @@ mod tests {
         Patient::new(home.to_owned(), Settings { models: Some(models), ..Settings::default() })
     }
 
+    fn in_scratch(patient: &Patient) -> [Finding; 3] {
+        models(patient, Some(&Scratch::make().unwrap().0))
+    }
+
     fn outcomes<const N: usize>(findings: &[Finding; N]) -> [Outcome; N] {
         std::array::from_fn(|index| findings[index].outcome)
     }
@@ -377,7 +392,7 @@ mod tests {
         let patient = patient(home.path(), "ram-demo");
         assert_eq!(outcomes(&super::home(home.path()))[0], Outcome::Pass);
         assert_eq!(outcomes(&identity(&patient)), [Outcome::Skipped; 2]);
-        assert_eq!(outcomes(&models(&patient)), [Outcome::Pass; 3]);
+        assert_eq!(outcomes(&in_scratch(&patient)), [Outcome::Pass; 3]);
         assert_eq!(config(&patient).outcome, Outcome::Pass);
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "nothing stays behind");
         let later = super::home(&home.path().join("not/yet"));
@@ -386,7 +401,7 @@ mod tests {
 
     #[test]
     fn the_engine_says_what_it_should() {
-        let finding = engine();
+        let finding = engine(Some(&Scratch::make().unwrap().0));
         assert_eq!(finding.outcome, Outcome::Pass, "{finding:?}");
     }
 
@@ -394,13 +409,13 @@ mod tests {
     fn one_bad_model_is_a_warning_and_all_bad_ones_are_a_failure() {
         let home = tempfile::tempdir().unwrap();
         let bad = format!("bad={}", home.path().display());
-        let [found, format, fit] = models(&patient(home.path(), &format!("{bad},ram-demo")));
+        let [found, format, fit] = in_scratch(&patient(home.path(), &format!("{bad},ram-demo")));
         assert_eq!(
             (found.outcome, format.outcome, fit.outcome),
             (Outcome::Pass, Outcome::Warn, Outcome::Pass)
         );
         assert!(format.says.contains("`bad`") && format.says.contains("config.json"), "{format:?}");
-        let [found, format, fit] = models(&patient(home.path(), &bad));
+        let [found, format, fit] = in_scratch(&patient(home.path(), &bad));
         assert_eq!(
             (found.outcome, format.outcome, fit.outcome),
             (Outcome::Pass, Outcome::Fail, Outcome::Skipped)
@@ -408,7 +423,7 @@ mod tests {
         assert!(format.next.unwrap().contains("--model ram-demo"));
         let mut small = patient(home.path(), "ram-demo");
         small.config.memory_cap = Some(Bytes::from_mib(1));
-        let [.., fit] = models(&small);
+        let [.., fit] = in_scratch(&small);
         assert_eq!(fit.outcome, Outcome::Fail);
         assert!(fit.says.contains("of 1.0 MiB"), "{fit:?}");
     }
@@ -441,6 +456,20 @@ mod tests {
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&key, "short").unwrap();
         assert_eq!(outcomes(&identity(&patient)), [Outcome::Fail, Outcome::Skipped]);
+    }
+
+    #[test]
+    fn one_key_of_two_is_a_failure_and_no_new_home() {
+        let home = tempfile::tempdir().unwrap();
+        let patient = patient(home.path(), "ram-demo");
+        for lost in [ram_crypto::identity::NODE_KEY_FILE, ram_crypto::identity::E2E_KEY_FILE] {
+            ram_crypto::identity::NodeIdentity::open_or_create(home.path()).unwrap();
+            fs::remove_file(home.path().join(lost)).unwrap();
+            let [key, permissions] = identity(&patient);
+            assert_eq!((key.outcome, permissions.outcome), (Outcome::Fail, Outcome::Skipped));
+            assert!(key.says.contains(lost) && key.next.unwrap().contains("from the backup"), "{}", key.says);
+            assert!(!home.path().join(lost).exists(), "none is made");
+        }
     }
 
     #[test]

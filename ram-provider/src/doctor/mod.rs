@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A probe runs on a thread of its own and is given up after [`PROBE_MAX`], so that no black hole holds the doctor.
-//! Nothing is changed: the only files that are written are scratch files, which are removed again.
+//! Nothing is changed: the only files that are written are scratch files, which are removed again, also those of a
+//! probe that was given up; only a disk that hangs may keep what was written to try it.
 //!
 //! Start at [`examine`].
 
@@ -56,15 +57,17 @@ impl Patient {
     }
 
     /// The node's keys, if it has any; none are made.
-    fn identity(&self) -> Result<Option<NodeIdentity>, IdentityError> {
+    fn identity(&self) -> Result<Option<NodeIdentity>, KeyProblem> {
         let home = self.home();
-        for file in [NODE_KEY_FILE, E2E_KEY_FILE] {
-            match std::fs::metadata(home.join(file)) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-                _ => {}
-            }
+        let is_missing = |file: &&str| {
+            let found = std::fs::symlink_metadata(home.join(file));
+            found.is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        };
+        match [NODE_KEY_FILE, E2E_KEY_FILE].iter().filter(|file| is_missing(file)).collect::<Vec<_>>()[..] {
+            [] => Ok(Some(NodeIdentity::open_or_create(home)?)),
+            [lost] => Err(KeyProblem::Lost { file: home.join(lost) }),
+            _ => Ok(None),
         }
-        NodeIdentity::open_or_create(home).map(Some)
     }
 
     /// Who the node is on the network, if it has keys.
@@ -72,6 +75,19 @@ impl Patient {
         let identity = self.identity().ok()??;
         Some(NodeKey::from_bytes(identity.node_public()).provider_id())
     }
+}
+
+/// Why a node's keys cannot be told.
+#[derive(Debug, thiserror::Error)]
+enum KeyProblem {
+    /// One of the two is gone. The node would make another in its place, and no longer be who it was.
+    #[error("{} is missing, and the other key is there", file.display())]
+    Lost {
+        /// The file.
+        file: PathBuf,
+    },
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
 }
 
 /// Does every check. Needs a tokio runtime.

@@ -1,10 +1,12 @@
 //! What the doctor found: a list of checks with stable names, each with a sentence and a next step.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
+
+use crate::plain::plain;
 
 /// One thing that is checked. Its name never changes, so that programs can look for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,28 +133,29 @@ pub enum Outcome {
 pub struct Finding {
     /// How it came out.
     pub outcome: Outcome,
-    /// What is so, as a sentence.
+    /// What is so, as a sentence on one line.
     pub says: String,
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
+/// Whatever a probe says is made plain here, once: some of it is a coordinator's or a file's own text.
 impl Finding {
-    pub(super) fn pass(says: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Pass, says: says.into(), next: None }
+    pub(super) fn pass(says: impl AsRef<str>) -> Self {
+        Self { outcome: Outcome::Pass, says: plain(says.as_ref()), next: None }
     }
 
-    pub(super) fn warn(says: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Warn, says: says.into(), next: Some(next.into()) }
+    pub(super) fn warn(says: impl AsRef<str>, next: impl AsRef<str>) -> Self {
+        Self { outcome: Outcome::Warn, says: plain(says.as_ref()), next: Some(plain(next.as_ref())) }
     }
 
-    pub(super) fn fail(says: impl Into<String>, next: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Fail, says: says.into(), next: Some(next.into()) }
+    pub(super) fn fail(says: impl AsRef<str>, next: impl AsRef<str>) -> Self {
+        Self { outcome: Outcome::Fail, says: plain(says.as_ref()), next: Some(plain(next.as_ref())) }
     }
 
-    pub(super) fn skip(says: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Skipped, says: says.into(), next: None }
+    pub(super) fn skip(says: impl AsRef<str>) -> Self {
+        Self { outcome: Outcome::Skipped, says: plain(says.as_ref()), next: None }
     }
 }
 
@@ -180,6 +183,7 @@ pub struct Report {
     /// The version of this software.
     pub version: &'static str,
     /// The node's folder.
+    #[serde(serialize_with = "displayed")]
     pub home: PathBuf,
     /// Where it registers.
     pub coordinator: String,
@@ -228,6 +232,11 @@ impl Report {
     }
 }
 
+/// A path as text, for JSON has no other: bytes that are none show as U+FFFD.
+fn displayed<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,5 +271,14 @@ mod tests {
             json["summary"],
             serde_json::json!({"passed": 1, "warnings": 1, "failed": 0, "skipped": 1})
         );
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_home_of_any_bytes_is_told_as_json() {
+        use std::os::unix::ffi::OsStringExt;
+        let home = std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec());
+        let report = Report::new(home.into(), "ws://c".to_owned(), Vec::new());
+        assert_eq!(serde_json::to_value(&report).unwrap()["home"], "/tmp/\u{FFFD}");
     }
 }

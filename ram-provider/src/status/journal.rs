@@ -6,6 +6,7 @@ use ram_proto::control::ToCoordinator;
 
 use super::{JobCounts, PastError, Standing};
 use crate::agent::{DrainedBy, Effect, Note};
+use crate::plain::plain;
 
 /// Where the node stands, and what has come of its jobs.
 #[derive(Clone, Debug)]
@@ -33,9 +34,9 @@ impl Journal {
         true
     }
 
-    /// The socket's own word for why it is gone.
-    pub(crate) fn failed(&mut self, what: String, now: Timestamp) {
-        self.last_error = Some(PastError { at: now, what });
+    /// The socket's own word for why it is gone, or somebody else's: made plain, for a terminal shows it.
+    pub(crate) fn failed(&mut self, what: &str, now: Timestamp) {
+        self.last_error = Some(PastError { at: now, what: plain(what) });
     }
 
     fn read(&mut self, note: &Note, now: Timestamp) {
@@ -44,15 +45,15 @@ impl Journal {
                 self.standing = Standing::Registered { epoch: *epoch, since: now };
             }
             Note::Rejected { reason, retry_in } => {
-                let (reason, retry_at) = (reason.to_string(), now.after(*retry_in));
-                self.failed(format!("the coordinator refused this node: {reason}"), now);
+                let (reason, retry_at) = (plain(&reason.to_string()), now.after(*retry_in));
+                self.failed(&format!("the coordinator refused this node: {reason}"), now);
                 self.standing = Standing::Refused { reason, retry_at };
             }
             Note::LinkLost { retry_in, .. } => {
                 self.standing = Standing::Disconnected { retry_at: now.after(*retry_in) };
             }
             Note::PeerAtFault { what, retry_in } => {
-                self.failed(format!("the coordinator broke the protocol: {what}"), now);
+                self.failed(&format!("the coordinator broke the protocol: {what}"), now);
                 self.standing = Standing::Disconnected { retry_at: now.after(*retry_in) };
             }
             Note::Draining { by, .. } => {

@@ -9,6 +9,7 @@ mod journal;
 mod show;
 mod teller;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ use journal::Journal;
 
 /// The status's file, in the node's folder.
 pub const STATUS_FILE: &str = "status.json";
-/// A node that has not written for this long hangs: it writes every five seconds.
+/// A node that has not written for this long hangs: it writes every five seconds, once its first models are loaded.
 pub const SILENT_AFTER: Duration = Duration::from_secs(30);
 /// Longest file that is read: 64 models with their reasons take a fraction of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -164,7 +165,7 @@ pub enum Found {
     Running(Box<NodeStatus>),
     /// A node runs here and has not written for [`SILENT_AFTER`].
     Silent(Box<NodeStatus>),
-    /// A node has just started here.
+    /// A node has just started here, and has not written yet.
     Starting,
     /// No node runs here; what the last one wrote, if one did.
     NotRunning(Option<Box<NodeStatus>>),
@@ -201,7 +202,7 @@ pub fn look(home: &Path, now: Timestamp) -> Result<Found, StatusError> {
     let status = read(&home.join(STATUS_FILE))?.map(Box::new);
     Ok(match status {
         status if !runs => Found::NotRunning(status),
-        Some(status) if now.since(status.written_at) >= SILENT_AFTER => Found::Silent(status),
+        Some(status) if status.is_silent(now) => Found::Silent(status),
         Some(status) => Found::Running(status),
         None => Found::Starting,
     })
@@ -228,6 +229,14 @@ fn read(file: &Path) -> Result<Option<NodeStatus>, StatusError> {
     serde_json::from_slice(&text).map(Some).map_err(|error| malformed(error.to_string()))
 }
 
+impl NodeStatus {
+    /// Whether a node that runs should have written since. One that loads its first models writes nothing meanwhile,
+    /// and a large model on a slow disk takes minutes.
+    fn is_silent(&self, now: Timestamp) -> bool {
+        self.standing != Standing::Starting && now.since(self.written_at) >= SILENT_AFTER
+    }
+}
+
 impl From<ModelView> for ModelStatus {
     fn from(ModelView { model, residence, needs, speed, fault }: ModelView) -> Self {
         Self { model, state: residence, needs, speed, fault }
@@ -235,6 +244,13 @@ impl From<ModelView> for ModelStatus {
 }
 
 impl Found {
+    /// The models that a running node has in memory.
+    pub(crate) fn loaded(&self) -> BTreeSet<ModelId> {
+        let (Self::Running(status) | Self::Silent(status)) = self else { return BTreeSet::new() };
+        let loaded = status.models.iter().filter(|model| model.state == Residence::Loaded);
+        loaded.map(|model| model.model.clone()).collect()
+    }
+
     /// As JSON: whether a node runs, whether it hangs, and what it told last.
     #[must_use]
     pub fn to_json(&self) -> serde_json::Value {
@@ -307,9 +323,21 @@ pub(crate) mod tests {
         assert_eq!(found(soon), Found::Running(Box::new(status.clone())));
         let late = status.written_at.after(SILENT_AFTER);
         assert_eq!((found(late).exit_code(), &found(late).to_json()["silent"]), (4, &true.into()));
+        assert_eq!(found(soon).loaded(), [status.models[0].model.clone()].into());
         drop(lock);
+        assert!(found(soon).loaded().is_empty());
         assert_eq!(found(soon), Found::NotRunning(Some(Box::new(status))));
         assert_eq!((found(soon).exit_code(), &found(soon).to_json()["running"]), (3, &false.into()));
+    }
+
+    #[test]
+    fn a_node_that_loads_for_minutes_starts_and_does_not_hang() {
+        let home = tempfile::tempdir().unwrap();
+        let starting = NodeStatus { standing: Standing::Starting, ..status() };
+        let _lock = HomeLock::take(home.path()).unwrap();
+        write(home.path(), &starting).unwrap();
+        let found = look(home.path(), starting.written_at.after(SILENT_AFTER * 20)).unwrap();
+        assert_eq!((&found, found.exit_code()), (&Found::Running(Box::new(starting)), 0));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{JobCounts, Journal, MemoryStatus, NodeStatus, Standing};
 use crate::ProviderError;
 use crate::agent::{Agent, Effect};
 use crate::config::ProviderConfig;
-use crate::power::{SleepGuard, Wakefulness};
+use crate::power::{self, SleepGuard, Wakefulness};
 use crate::worker::{self, Worker};
 
 /// Shortest time between two writes: a busy node changes more often than anybody reads.
@@ -27,7 +27,7 @@ pub(crate) struct Teller {
     home: PathBuf,
     journal: Journal,
     status: NodeStatus,
-    guard: Option<SleepGuard>,
+    guard: Option<Box<dyn SleepGuard>>,
     writer: Option<Writer>,
 }
 
@@ -73,7 +73,7 @@ impl Teller {
 
     /// Keeps the machine awake from now on, if that can be; says so otherwise.
     pub(crate) fn prevent_sleep(&mut self) {
-        let mut guard = SleepGuard::hold();
+        let mut guard = power::hold();
         match guard.state() {
             Wakefulness::Held { by } => info!(by, "this machine does not sleep while the node runs"),
             Wakefulness::NotAvailable { why } => warn!("this machine may fall asleep: {why}"),
@@ -84,9 +84,14 @@ impl Teller {
 
     /// Why the node did not even start.
     pub(crate) fn not_started(&mut self, error: &ProviderError, now: Timestamp) {
-        self.journal.failed(error.told(), now);
-        (self.status.standing, self.status.written_at) = (Standing::Stopped, now);
+        self.journal.failed(&error.told(), now);
         self.status.last_error = self.journal.last_error.clone();
+        self.stopped(now);
+    }
+
+    /// That the node ends before it has begun to serve.
+    pub(crate) fn stopped(&mut self, now: Timestamp) {
+        (self.status.standing, self.status.written_at) = (Standing::Stopped, now);
         self.write_now();
     }
 
@@ -96,7 +101,7 @@ impl Teller {
     }
 
     /// The socket's own word for why it is gone.
-    pub(crate) fn link_failed(&mut self, what: String, now: Timestamp) {
+    pub(crate) fn link_failed(&mut self, what: &str, now: Timestamp) {
         self.journal.failed(what, now);
     }
 
@@ -111,7 +116,7 @@ impl Teller {
         status.memory.free = worker.memory_free();
         (status.running, status.queued, status.thermal) = (load.running, load.queued, load.thermal);
         status.jobs = self.journal.jobs;
-        status.sleep = self.guard.as_mut().map_or(Wakefulness::Off, SleepGuard::state);
+        status.sleep = self.guard.as_mut().map_or(Wakefulness::Off, |guard| guard.state());
         let newest = self.status.clone();
         match &self.writer {
             Some(writer) => drop(writer.newest.send_replace(newest)),
