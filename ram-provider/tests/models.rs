@@ -29,8 +29,13 @@ fn start() -> Machine {
 
 impl Machine {
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ram-provider"));
+        let mut command = self.program();
         command.arg("models").args(args);
+        command
+    }
+
+    fn program(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ram-provider"));
         for name in
             ["RAM_MEMORY_CAP", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HTTP_PROXY", "http_proxy"]
         {
@@ -104,6 +109,29 @@ fn a_model_is_pulled_listed_and_removed() {
     let again = machine.run(&["remove", MODEL, "ram-demo", "--yes"]);
     assert_eq!(again.code, Some(1), "{again:?}");
     assert!(again.stderr.contains("not in the cache") && again.stderr.contains("part of this program"));
+}
+
+#[test]
+fn a_model_that_a_node_offers_is_not_removed_whether_it_is_loaded_or_not() {
+    let machine = start();
+    assert_eq!(machine.run(&["pull", MODEL]).code, Some(0));
+    for preload in ["first", "none"] {
+        let mut command = machine.program();
+        command.args(["run", "--model", MODEL, "--preload", preload, "--coordinator", "ws://127.0.0.1:9"]);
+        let mut node = command.env("RUST_LOG", "info").spawn().unwrap();
+        let mut lines = BufReader::new(node.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("ready")));
+        let refused = machine.run(&["remove", MODEL, "--yes"]);
+        node.kill().unwrap(); // before anything can fail
+        node.wait().unwrap();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(
+            refused.stderr.contains("is in use") && refused.stderr.contains("stop the node"),
+            "{refused:?}"
+        );
+        assert_eq!(machine.state_of(MODEL), Some("on disk".into()));
+    }
+    assert_eq!(machine.run(&["remove", MODEL, "--yes"]).code, Some(0));
 }
 
 #[test]

@@ -11,6 +11,9 @@ use ram_core::units::{Bytes, TokenCount};
 use ram_infer::device::Device;
 use ram_infer::engine::{Engine, EngineConfig};
 use ram_infer::error::InferError;
+use ram_infer::hub::HubError;
+use ram_infer::hub::cache::{Hold, Repository};
+use tracing::warn;
 
 use super::shelf::Claim;
 use super::{Model, Served, memory_cap, queue_max};
@@ -56,12 +59,13 @@ pub(super) fn survey(config: &ProviderConfig, hardware: &Hardware) -> Result<Sur
         }
     }
     let spare = Bytes::new(left.get() / u64::max(together, 1));
-    let plan = |(found, Measured { needs, context }): (FoundModel, Measured)| {
+    let plan = |(found, Measured { needs, context, kept }): (FoundModel, Measured)| {
         let total = needs.total();
         let spare = spare.min(room.available().saturating_sub(total));
         let kv_bytes_max = needs.cache + Bytes::new(spare.get() / (100 + HEADROOM_PERCENT) * 100);
-        let FoundModel { id, alias, dir } = found;
-        let model = Model { id, alias, dir, context, needs: total, kv_bytes_max, meter: Mutex::default() };
+        let FoundModel { id, alias, dir, .. } = found;
+        let meter = Mutex::default();
+        let model = Model { id, alias, dir, context, needs: total, kv_bytes_max, meter, _kept: kept };
         (model, Claim { needs: total, most: total + spare })
     };
     Ok(Survey { models: found.into_iter().map(plan).collect(), refused })
@@ -71,6 +75,8 @@ pub(super) fn survey(config: &ProviderConfig, hardware: &Hardware) -> Result<Sur
 struct Measured {
     needs: Breakdown,
     context: TokenCount,
+    /// Keeps them from being removed, where the cache has them.
+    kept: Option<Hold>,
 }
 
 /// Finds a model and measures it, or says why it cannot be served here.
@@ -81,14 +87,28 @@ fn measure(
     room: Room,
 ) -> Result<(FoundModel, Measured), ProviderError> {
     let found = models::find(choice, home, cache)?;
+    // Before a look at the files: from here on they stay.
+    let kept = found.cached.as_ref().map(keep).transpose()?.flatten();
     let unfit = |source: InferError| broken(&found.id, &found.dir, source);
     models::inspect(&found.dir).map_err(unfit)?;
     let needs = models::needs(&found.dir, Workload::default()).map_err(unfit)?;
     let context = models::context(&found.dir).map_err(unfit)?;
     match memory::fit(needs, room) {
-        Verdict::Fits { .. } => Ok((found, Measured { needs, context })),
+        Verdict::Fits { .. } => Ok((found, Measured { needs, context, kept })),
         verdict @ Verdict::TooLarge { .. } => {
             Err(ProviderError::ModelTooLarge { model: found.id, verdict: Box::new(verdict) })
+        }
+    }
+}
+
+/// Keeps a model from being removed; `None` where the cache can be read alone, and is served from all the same.
+fn keep(repository: &Repository) -> Result<Option<Hold>, ProviderError> {
+    match repository.hold() {
+        Ok(hold) => Ok(Some(hold)),
+        Err(error @ HubError::InUse { .. }) => Err(error.into()), // it is being removed at this moment
+        Err(error) => {
+            warn!(model = %repository.model(), "cannot be kept from being removed while it is served: {error}");
+            Ok(None)
         }
     }
 }

@@ -24,6 +24,7 @@ use ram_core::provider::{Hardware, ModelOffer, Speed};
 use ram_core::units::{Bytes, TokenCount};
 use ram_infer::engine::Engine;
 use ram_infer::error::InferError;
+use ram_infer::hub::cache::Hold;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -75,6 +76,8 @@ pub struct Model {
     needs: Bytes,
     kv_bytes_max: Bytes,
     meter: Mutex<SpeedMeter>,
+    /// For as long as it is offered, loaded or not, nobody removes it from the cache.
+    _kept: Option<Hold>,
 }
 
 /// A model that is in memory.
