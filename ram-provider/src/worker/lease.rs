@@ -17,7 +17,8 @@ use super::shelf::{Take, Wish};
 use super::{Answer, Served, Step, Worker};
 use crate::run::now;
 
-/// Longest wait for models in use to give way, loads not counted: half of what a coordinator gives a node that must load first.
+/// Longest wait for models in use to give way, loads not counted: half of what a coordinator gives a node that must
+/// load first.
 pub(crate) const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A model in memory that stays there.

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! What the shelf keeps to: the claims of all that is in memory, on its way in or on its way out never pass the room;
-//! a model that somebody uses or waits for is never unloaded; of the idle ones the least recently used goes first. Where
-//! models in use fill the room, whoever waits for it has a turn: who asks for those models later waits behind it.
+//! a model that somebody uses or waits for is never unloaded; of the idle ones the least recently used goes first.
+//! Where models in use fill the room, whoever waits for it has a turn: who asks for those models later waits behind it.
 
 use std::time::Duration;
 
@@ -226,8 +226,8 @@ impl Shelf {
     }
 
     /// Memory that a load could have: what loaded models have not asked for, and, where not every other model fits
-    /// beside what these were granted, what they leave and idle ones would give up. A coordinator sends work for a model
-    /// on disk only where it sees room for it; one on its way in has its room already, and sees it here.
+    /// beside what these were granted, what they leave and idle ones would give up. A coordinator sends work for a
+    /// model on disk only where it sees room for it; one on its way in has its room already, and sees it here.
     pub(super) fn free_for_a_load(&self) -> Bytes {
         let (loaded, others): (Vec<usize>, Vec<usize>) =
             (0..self.books.len()).partition(|&index| self.books[index].is_loaded());
