@@ -5,7 +5,7 @@
 mod hub_server;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -147,6 +147,10 @@ fn the_cache_looks_as_the_hubs_own_tools_leave_it() {
     }
     let mut found = tree(cache.path());
     assert!(found.remove("CACHEDIR.TAG").is_some());
+    assert!(
+        found.remove(".locks/models--org--tiny-4bit/ram.in-use.lock").is_some(),
+        "no blob's, and no tool minds"
+    );
     assert_eq!(found, expected);
     let main = fs::read_to_string(cache.path().join("models--org--tiny-4bit/refs/main")).unwrap();
     assert_eq!(main, commit, "without a line's end");
@@ -344,6 +348,17 @@ fn a_model_larger_than_the_disk_is_refused_with_the_numbers() {
     assert!(matches!(error, HubError::DiskFull { needed, free, .. } if needed > free), "{error}");
     assert!(error.to_string().contains("HF_HUB_CACHE"));
     assert!(tree(cache.path()).is_empty());
+}
+
+#[test]
+fn a_model_that_is_being_fetched_is_not_removed_even_between_two_files() {
+    let (server, cache) = start();
+    let lock = cache.path().join(".locks/models--org--tiny-4bit/ram.in-use.lock");
+    let is_held = || matches!(fs::File::open(&lock).unwrap().try_lock(), Err(TryLockError::WouldBlock));
+    let mut held = Vec::new();
+    fetch_with(config(&server, &cache), |_| held.push(is_held())).unwrap();
+    assert!(!held.is_empty() && held.into_iter().all(|held| held));
+    assert!(!is_held(), "and then it is free");
 }
 
 #[test]

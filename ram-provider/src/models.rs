@@ -6,14 +6,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ram_core::catalog;
+use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::ModelId;
 use ram_core::memory::{Breakdown, PREFILL_CHUNK, Workload};
 use ram_core::units::{Bytes, TokenCount};
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
-use ram_infer::hub::cache::{self, Cache};
+use ram_infer::hub::cache::{self, Cache, Repository};
 use ram_infer::hub::cache_dir;
 
 use crate::ProviderError;
@@ -31,6 +31,8 @@ pub(crate) struct FoundModel {
     pub(crate) alias: Option<ModelId>,
     /// Its folder.
     pub(crate) dir: PathBuf,
+    /// Its place in the cache, if its folder lies there.
+    pub(crate) cached: Option<Repository>,
 }
 
 /// Finds a model.
@@ -44,26 +46,32 @@ pub(crate) fn find(
     cache: Option<&Path>,
 ) -> Result<FoundModel, ProviderError> {
     let spec = catalog::resolve(choice.model.as_str());
-    let id = spec.map_or_else(|| choice.model.clone(), |spec| spec.model_id());
+    let id = full_id(&choice.model);
     let alias = spec.and_then(|spec| spec.alias.parse().ok());
-    let dir = match &choice.path {
-        Some(path) => path.clone(),
+    let cached = cache.map(|cache| Cache::new(cache).repository(&id));
+    let (dir, cached) = match &choice.path {
+        Some(path) => (path.clone(), None),
         None if spec.is_some_and(|spec| spec.alias == DEFAULT_MODEL) => {
             let dir = home.join(BUNDLED_DIR);
             match ram_infer::demo::unpack(&dir) {
-                Ok(()) => dir,
+                Ok(()) => (dir, None),
                 Err(source) => return Err(ProviderError::Model { model: id, dir, source: source.into() }),
             }
         }
-        None => cache.and_then(|cache| Cache::new(cache).repository(&id).snapshot()).ok_or_else(|| {
-            ProviderError::ModelNotFound {
-                model: choice.model.clone(),
-                id: id.clone(),
-                cache: cache.map(Path::to_owned),
+        None => match cached.as_ref().and_then(Repository::snapshot) {
+            Some(dir) => (dir, cached),
+            None => {
+                let (model, cache) = (choice.model.clone(), cache.map(Path::to_owned));
+                return Err(ProviderError::ModelNotFound { model, id, cache });
             }
-        })?,
+        },
     };
-    Ok(FoundModel { id, alias, dir })
+    Ok(FoundModel { id, alias, dir, cached })
+}
+
+/// The full id of a model that is named by its alias or by its full id.
+pub(crate) fn full_id(name: &ModelId) -> ModelId {
+    catalog::resolve(name.as_str()).map_or_else(|| name.clone(), ModelSpec::model_id)
 }
 
 /// The Hugging Face cache, by the variables that its own tools read.

@@ -137,11 +137,21 @@ async fn who_hangs_up_leaves_all_slots_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_one_slot_gives_as_many_choices_as_one_may_ask_for() {
+    let server = Server::start(1, false).await;
+    let whole = server.whole(&json!({ "n": 8 })).await;
+    assert_eq!(whole.choices.len(), 8);
+    assert!(whole.choices.iter().all(|choice| said(choice).0.contains("Paris")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn more_choices_than_the_node_holds_are_refused_whole() {
     let server = Server::start(1, false).await;
-    let (status, _) =
-        server.refusal(&json!({ "n": 8, "max_tokens": 100_000, "logit_bias": { "1": -100 } })).await;
-    assert_eq!(status, 503);
+    let endless = json!({ "n": 8, "stream": true, "max_tokens": 100_000, "logit_bias": { "1": -100 } });
+    let mut first = server.ask(&endless).await;
+    assert!(first.chunk().await.unwrap().is_some());
+    assert_eq!(server.refusal(&endless).await.0, 503);
+    drop(first);
     while server.ask(&json!({})).await.status() == StatusCode::SERVICE_UNAVAILABLE {
         // Those that were begun leave their places as the engine comes by.
     }

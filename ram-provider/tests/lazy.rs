@@ -219,6 +219,36 @@ async fn a_model_that_cannot_be_served_is_left_out_with_its_reason() {
 }
 
 #[test]
+fn models_to_be_preloaded_are_known_by_either_name_and_each_once() {
+    let home = Home::new();
+    let mut config = home.config(&[("ram-demo", "demo"), ("qwen3-8b", "nowhere")]);
+    config.memory_cap = Some(Bytes::new(home.needs().get() / 2 * 3));
+    for names in ["ram-demo,ram-aggregator/ram-demo-4bit,mlx-community/Qwen3-8B-4bit", "qwen3-8b"] {
+        config.preload = names.parse().unwrap();
+        let worker = Worker::open(&config, &machine()).unwrap();
+        let first = if names == "qwen3-8b" { OnDisk } else { Loaded };
+        assert_eq!(residences(&worker), [first, Refused], "{names}");
+    }
+}
+
+/// Answers of one model follow upon each other without a gap; the clock of this test jumps on whenever all wait.
+#[tokio::test(start_paused = true)]
+async fn a_steady_stream_on_one_model_leaves_a_turn_to_another() {
+    let home = Home::new();
+    let worker = home.worker(&[("a", "demo"), ("b", "demo")], Some(3), Preload::First);
+    let mut running = ask(&worker, "a");
+    assert!(matches!(running.next().await, Some(Step::Started { .. })));
+    let mut other = std::pin::pin!(hear(ask(&worker, "b")));
+    assert!(other.as_mut().now_or_never().is_none());
+    let mut next = Box::pin(hear(ask(&worker, "a")));
+    assert!(next.as_mut().now_or_never().is_none(), "who comes later waits");
+    assert!(hear(running).await.0.contains("Paris"));
+    let (text, outcome) = other.await;
+    assert!(text.contains("Paris"), "{outcome:?}");
+    assert!(next.await.0.contains("Paris"));
+}
+
+#[test]
 fn a_node_with_nothing_to_serve_does_not_start() {
     let home = Home::new();
     let open = |models: &[(&str, &str)], cap: Bytes| {

@@ -29,8 +29,13 @@ fn start() -> Machine {
 
 impl Machine {
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ram-provider"));
+        let mut command = self.program();
         command.arg("models").args(args);
+        command
+    }
+
+    fn program(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ram-provider"));
         for name in
             ["RAM_MEMORY_CAP", "HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HTTP_PROXY", "http_proxy"]
         {
@@ -122,6 +127,29 @@ fn a_cache_whose_name_is_no_text_is_listed_all_the_same() {
     let told: Value = serde_json::from_str(&listed.stdout).unwrap();
     assert!(told["cache"].as_str().unwrap().ends_with("hub-\u{FFFD}"), "{listed:?}");
     assert_eq!(run(&["remove", "--json", "--yes", MODEL]).events()[0]["event"], "removed");
+}
+
+#[test]
+fn a_model_that_a_node_offers_is_not_removed_whether_it_is_loaded_or_not() {
+    let machine = start();
+    assert_eq!(machine.run(&["pull", MODEL]).code, Some(0));
+    for preload in ["first", "none"] {
+        let mut command = machine.program();
+        command.args(["run", "--model", MODEL, "--preload", preload, "--coordinator", "ws://127.0.0.1:9"]);
+        let mut node = command.env("RUST_LOG", "info").spawn().unwrap();
+        let mut lines = BufReader::new(node.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("ready")));
+        let refused = machine.run(&["remove", MODEL, "--yes"]);
+        node.kill().unwrap(); // before anything can fail
+        node.wait().unwrap();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(
+            refused.stderr.contains("is in use") && refused.stderr.contains("stop the node"),
+            "{refused:?}"
+        );
+        assert_eq!(machine.state_of(MODEL), Some("on disk".into()));
+    }
+    assert_eq!(machine.run(&["remove", MODEL, "--yes"]).code, Some(0));
 }
 
 #[test]

@@ -82,7 +82,7 @@ pub struct Repository {
     locks: PathBuf,
 }
 
-/// As long as it lives, nobody removes the model.
+/// As long as it lives, nobody removes the model. Any number of programs may have one.
 #[derive(Debug)]
 pub struct Hold {
     _lock: File,
@@ -130,6 +130,10 @@ impl Repository {
         let file = self.open_lock(&path)?;
         match file.try_lock_shared() {
             Ok(()) => Ok(Hold { _lock: file }),
+            // A file system without locks: nobody could be told.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                Ok(Hold { _lock: file })
+            }
             Err(TryLockError::WouldBlock) => Err(HubError::InUse { model: self.model.clone() }),
             Err(TryLockError::Error(error)) => Err(HubError::disk(path)(error)),
         }

@@ -145,8 +145,11 @@ pub enum HubError {
         /// What the system said.
         kind: io::ErrorKind,
     },
-    /// Another program is fetching or serving the model.
-    #[error("`{model}` is in use by another program; stop it first")]
+    /// Another program is fetching, serving or removing the model.
+    #[error(
+        "`{model}` is in use by another program: stop the node that serves it, or wait until its download has \
+         ended, then try again"
+    )]
     InUse {
         /// The model.
         model: ModelId,

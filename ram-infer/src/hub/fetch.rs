@@ -177,7 +177,7 @@ impl Hub {
         plan.total().saturating_sub(plan.files.iter().map(|file| present(&repository, plan, file)).sum())
     }
 
-    /// Fetches what is missing of a plan, and answers the folder to load the model from.
+    /// Fetches what is missing of a plan, and answers the folder to load the model from. Nobody removes it meanwhile.
     ///
     /// # Errors
     /// [`HubError`], which says what to do.
@@ -189,6 +189,7 @@ impl Hub {
     ) -> Result<PathBuf, HubError> {
         let repository = self.cache.repository(&plan.model);
         self.check_room(self.missing(plan))?;
+        let _hold = repository.hold()?; // between two files, no lock of a blob keeps what has come
         Download { hub: self, plan, repository: &repository, cancelled }.run(progress)?;
         for file in &plan.files {
             if !has(&repository.file(&plan.commit, &file.name), file.size) {

@@ -35,9 +35,9 @@ pub enum Step {
 /// One answer as it comes. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Answer {
-    /// Keeps the model in memory.
-    served: Lease,
     generation: Generation,
+    /// Keeps the model in memory; dropped after the generation, so that nobody unloads what still writes.
+    served: Lease,
     splitter: Splitter,
     pace: Pace,
     /// Pieces that go before anything else.

@@ -10,13 +10,15 @@ use futures::future::BoxFuture;
 use ram_core::chat::calls::{CallFilter, Parallel};
 use ram_core::job::{Failure, Job, Outcome};
 use ram_infer::engine::{Chat, Prompt, Request};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use super::shelf::Take;
+use super::load::Load;
+use super::shelf::{Take, Wish};
 use super::{Answer, Served, Step, Worker};
 use crate::run::now;
 
-/// Longest wait for models in use to give way: half of what a coordinator gives a node that must load first.
+/// Longest wait for models in use to give way, loads not counted: half of what a coordinator gives a node that must
+/// load first.
 pub(crate) const ROOM_WAIT_MAX: Duration = Duration::from_secs(60);
 
 /// A model in memory that stays there.
@@ -30,7 +32,7 @@ pub(super) struct Lease {
 #[derive(Debug)]
 struct Hold {
     worker: Worker,
-    index: usize,
+    wish: Wish,
 }
 
 impl Worker {
@@ -41,24 +43,26 @@ impl Worker {
     pub(super) async fn lease(&self, index: usize) -> Result<Lease, Failure> {
         let hold = Hold::new(self, index);
         let mut changes = self.changes();
-        let room_by = Instant::now() + ROOM_WAIT_MAX;
+        let mut patience = ROOM_WAIT_MAX;
         loop {
             changes.mark_unchanged(); // before the look, so that no change between both is missed
-            let taken = self.memory().shelf.take(index, now());
+            let taken = self.memory().shelf.take(hold.wish, now());
             match taken {
                 Take::Ready => {
                     let served = self.memory().served.get(&index).cloned();
                     return served.map(|served| Lease { served, _hold: hold }).ok_or(Failure::Internal);
                 }
                 Take::Failed(failure) => return Err(failure),
-                Take::Load { unload } => {
-                    let worker = self.clone();
-                    tokio::task::spawn_blocking(move || drop(worker.load(index, unload))); // it tells who waits
+                Take::Load { unload, granted } => {
+                    let load = Load::new(self, index, unload, granted);
+                    tokio::task::spawn_blocking(move || drop(load.run())); // it tells who waits
                 }
                 Take::Wait => {}
                 Take::NoRoom => {
-                    let changed = timeout_at(room_by, changes.changed()).await;
+                    let since = Instant::now();
+                    let changed = timeout(patience, changes.changed()).await;
                     changed.map_err(|_| Failure::OutOfMemory)?.map_err(|_| Failure::Internal)?;
+                    patience = patience.saturating_sub(since.elapsed());
                     continue;
                 }
             }
@@ -69,14 +73,14 @@ impl Worker {
 
 impl Hold {
     fn new(worker: &Worker, index: usize) -> Self {
-        worker.memory().shelf.hold(index);
-        Self { worker: worker.clone(), index }
+        let wish = worker.memory().shelf.wish(index);
+        Self { worker: worker.clone(), wish }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.worker.memory().shelf.release(self.index, now());
+        self.worker.memory().shelf.release(self.wish, now());
         self.worker.changed();
     }
 }

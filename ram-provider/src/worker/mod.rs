@@ -14,7 +14,6 @@ mod shelf;
 
 use std::collections::HashMap;
 use std::num::NonZeroU16;
-use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -24,11 +23,13 @@ use ram_core::provider::{Hardware, ModelOffer, Speed};
 use ram_core::units::{Bytes, TokenCount};
 use ram_infer::engine::Engine;
 use ram_infer::error::InferError;
+use ram_infer::hub::cache::Hold;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::ProviderError;
 use crate::config::{Preload, ProviderConfig};
+use crate::models;
 use crate::run::now;
 use crate::speed::SpeedMeter;
 
@@ -36,7 +37,7 @@ pub use answer::{Answer, Step};
 pub use lease::PendingAnswer;
 pub use shelf::Residence;
 
-use load::Survey;
+use load::{Load, Survey};
 use shelf::{Shelf, Take};
 
 /// Jobs that may wait for each slot: a fifth one waits longer than at another node.
@@ -73,8 +74,11 @@ pub struct Model {
     dir: PathBuf,
     context: TokenCount,
     needs: Bytes,
-    kv_bytes_max: Bytes,
+    /// The part of its needs that its caches have.
+    cache: Bytes,
     meter: Mutex<SpeedMeter>,
+    /// For as long as it is offered, loaded or not, nobody removes it from the cache.
+    _kept: Option<Hold>,
 }
 
 /// A model that is in memory.
@@ -212,21 +216,21 @@ impl Worker {
     /// Loads what shall be in memory from the start, as far as it fits together.
     fn preload(&self, preload: &Preload) -> Result<(), ProviderError> {
         let places = self.places_of(preload)?;
-        places.iter().for_each(|&index| self.memory().shelf.hold(index)); // none gives way to one after it
         let mut first_error = None;
-        for &index in &places {
-            let taken = self.memory().shelf.take(index, now());
-            match taken {
-                Take::Load { unload } => {
-                    let error = self.load(index, unload).err();
-                    first_error = first_error.or(error);
-                }
-                _ => {
-                    info!(model = %self.0.models[index].id, "no room beside the others: loaded when asked for");
-                }
+        let mut kept = Vec::new(); // none gives way to one after it
+        for index in places {
+            let wish = self.memory().shelf.wish(index);
+            let taken = self.memory().shelf.take(wish, now());
+            if let Take::Load { unload, granted } = taken {
+                let error = Load::new(self, index, unload, granted).run().err();
+                first_error = first_error.or(error);
+                kept.push(wish);
+            } else {
+                self.memory().shelf.release(wish, now());
+                info!(model = %self.0.models[index].id, "no room beside the others: loaded when asked for");
             }
         }
-        places.iter().for_each(|&index| self.memory().shelf.release(index, now()));
+        kept.into_iter().for_each(|wish| self.memory().shelf.release(wish, now()));
         match first_error {
             Some(error) if self.offers().is_empty() => Err(error),
             _ => Ok(()),
@@ -240,48 +244,20 @@ impl Worker {
             Preload::First => Ok(all.take(1).collect()),
             Preload::All => Ok(all.collect()),
             Preload::Models(names) => {
-                let refused = |name: &&ModelId| self.0.refused.iter().any(|(model, _)| model == *name);
-                let place = |name: &ModelId| {
-                    let unknown = || ProviderError::PreloadUnknown { model: name.clone() };
-                    self.place_of(name).ok_or_else(unknown)
-                };
-                names.iter().filter(|name| !refused(name)).map(place).collect()
+                let mut places = Vec::new();
+                for name in names {
+                    let id = models::full_id(name);
+                    let refused = |(model, _): &(ModelId, _)| models::full_id(model) == id;
+                    match self.place_of(&id) {
+                        Some(place) if places.contains(&place) => {}
+                        Some(place) => places.push(place),
+                        None if self.0.refused.iter().any(refused) => {}
+                        None => return Err(ProviderError::PreloadUnknown { model: name.clone() }),
+                    }
+                }
+                Ok(places)
             }
         }
-    }
-
-    /// Unloads what gives way, then loads a model that the shelf says is loading, and tells everybody who waits.
-    fn load(&self, index: usize, unload: Vec<usize>) -> Result<(), ProviderError> {
-        for gone in unload {
-            let served = self.memory().served.remove(&gone);
-            drop(served); // nobody else holds it: this waits until its memory is free
-            self.memory().shelf.left(gone);
-            info!(model = %self.0.models[gone].id, "unloaded to make room");
-            self.changed();
-        }
-        let model = &self.0.models[index];
-        let loading = || Served::load(Arc::clone(model), self.0.slots);
-        let loaded = std::panic::catch_unwind(AssertUnwindSafe(loading));
-        let loaded = loaded.unwrap_or(Err(ProviderError::LoadPanicked));
-        let mut memory = self.memory();
-        let result = match loaded {
-            Ok(served) => {
-                info!(model = %model.id, context = %model.context, "loaded");
-                memory.shelf.loaded(index, now());
-                memory.faults.remove(&index);
-                memory.served.insert(index, Arc::new(served));
-                Ok(())
-            }
-            Err(error) => {
-                warn!("{}; not offered until another try", error.told());
-                memory.shelf.failed(index, failure_of(&error), now());
-                memory.faults.insert(index, error.told());
-                Err(error)
-            }
-        };
-        drop(memory);
-        self.changed();
-        result
     }
 
     fn changed(&self) {
