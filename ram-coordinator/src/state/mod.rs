@@ -342,7 +342,9 @@ impl Coordinator {
         }
         run.deadline = now.after(self.config.limits.between_tokens);
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
-        effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
+        if !says_nothing {
+            effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
+        }
     }
 
     fn finished(

@@ -327,6 +327,25 @@ fn an_answer_faster_than_memory_is_not_paid_also_when_it_breaks_off() {
     }
 }
 
+/// A tool call is told whole, and may take minutes to write.
+#[test]
+fn tokens_without_a_word_keep_an_attempt_alive_and_are_not_the_users_news() {
+    let (mut day, job, attempt) = (Day::new(2), JobId::from_bits(1), Attempt::FIRST);
+    let conn = day.submit(job).unwrap();
+    day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
+    let (mut run, other) = (FakeRun::default(), ConnId(1 - conn.0));
+    for _ in 0..20 {
+        day.night.now = day.night.now.after(Duration::from_secs(2));
+        let (load, memory_cap) = (load(), Bytes::from_gib(4));
+        day.say(other, ToCoordinator::Heartbeat { load, memory_cap, offers: offers() });
+        let told = day.say(conn, run.chunk(job, attempt, 1, ""));
+        assert!(!told.iter().any(|effect| matches!(effect, Effect::Reply { .. })), "{told:?}");
+        let ticked = day.happen(Event::Tick);
+        assert!(!ticked.iter().any(|effect| matches!(effect, Effect::Send { .. })), "{ticked:?}");
+    }
+    assert_eq!(runs_on(&day.happen(Event::SocketClosed { conn })), Some(other), "nothing was said yet");
+}
+
 #[test]
 fn junk_that_was_asked_for_is_paid_and_marked() {
     let (mut day, job) = (Day::new(1), JobId::from_bits(1));
