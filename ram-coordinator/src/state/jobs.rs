@@ -424,14 +424,14 @@ impl JobRecord {
         Some(self.settle(run, self.so_far(run), Verdict::Unrewarded(Unrewarded::Unjudged)).0)
     }
 
-    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered, and so by the hold. An
-    /// answer without a word costs nothing.
+    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered and what its text can hold,
+    /// and so by the hold. An answer without a word costs nothing.
     pub(super) fn settle(&self, run: &Run, claim: Usage, verdict: Verdict) -> (SettleOrder, XRam) {
         let claim = match verdict {
             Verdict::Unrewarded(Unrewarded::Empty) => Usage::default(),
             _ => claim,
         };
-        let completion = claim.completion.min(run.delivered).min(self.job.params.max_tokens);
+        let completion = claim.completion.min(self.so_far(run).completion).min(self.job.params.max_tokens);
         let usage = Usage {
             prompt: claim.prompt.min(self.prompt_bound),
             completion,
