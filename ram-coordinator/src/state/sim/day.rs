@@ -1,5 +1,6 @@
 //! One thing at a time: what a coordinator does when a single thing goes right, or wrong.
 
+use ram_core::job::TokenLogprob;
 use ram_core::route::Refusal;
 use ram_core::validate::Refused;
 
@@ -372,6 +373,32 @@ fn tokens_without_a_word_keep_an_attempt_alive_and_are_not_the_users_news() {
         assert!(!ticked.iter().any(|effect| matches!(effect, Effect::Send { .. })), "{ticked:?}");
     }
     assert_eq!(runs_on(&day.happen(Event::SocketClosed { conn })), Some(other), "nothing was said yet");
+}
+
+#[test]
+fn a_token_with_a_log_probability_is_no_longer_than_tokens_are() {
+    let logprob = |bytes: usize, top| TokenLogprob {
+        token: "x".repeat(bytes).into(),
+        bytes: vec![b'x'; bytes],
+        logprob: -1.0,
+        top,
+    };
+    let check = |told: TokenLogprob, is_honest: bool| {
+        let (mut day, job, attempt) = (Day::new(1), JobId::from_bits(1), Attempt::FIRST);
+        let mut wish = submission(job, Payer::Key("key".to_owned()));
+        wish.params.sampling.top_logprobs = Some(1);
+        let conn = day.submit_for(wish).unwrap();
+        day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
+        let ToCoordinator::Chunk(chunk) = FakeRun::default().chunk(job, attempt, 1, "x") else {
+            panic!("a chunk")
+        };
+        let effects = day.say(conn, ToCoordinator::Chunk(Chunk { logprobs: vec![told], ..chunk }));
+        let heard = |effect: &Effect| matches!(effect, Effect::Reply { reply: Reply::Delta { .. }, .. });
+        assert_eq!(effects.iter().any(heard), is_honest, "{effects:?}");
+    };
+    check(logprob(256, vec![logprob(256, Vec::new())]), true);
+    check(logprob(257, Vec::new()), false);
+    check(logprob(1, vec![logprob(257, Vec::new())]), false);
 }
 
 #[test]
