@@ -66,8 +66,11 @@ impl Choices {
                 }
                 Some(Reply::Started { .. }) => {}
                 Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
-                    self.spoke.insert(choice);
-                    return Heard::Piece(choice, AnswerPiece { content, reasoning, tool_calls, logprobs });
+                    let piece = AnswerPiece { content, reasoning, tool_calls, logprobs };
+                    if piece != AnswerPiece::default() {
+                        self.spoke.insert(choice);
+                        return Heard::Piece(choice, piece); // tokens without a word are no news, and cost nothing yet
+                    }
                 }
                 Some(Reply::Done { finish, usage, receipt }) => {
                     self.open -= 1;

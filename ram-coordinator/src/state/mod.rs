@@ -342,9 +342,7 @@ impl Coordinator {
         }
         run.deadline = now.after(self.config.limits.between_tokens);
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
-        if !says_nothing {
-            effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
-        }
+        effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
     }
 
     fn finished(
