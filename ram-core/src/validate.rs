@@ -2,16 +2,17 @@
 //!
 //! | check | plain | sealed | finds |
 //! |---|---|---|---|
-//! | response quality | yes | no | [`Refused::Empty`], [`Unrewarded::Empty`] |
-//! | token count | yes | yes | [`Refused::Inflated`] |
+//! | response quality | yes | no | [`Unrewarded::Empty`] |
+//! | token count | yes | yes | [`Unrewarded::Inflated`] |
 //! | timing | yes | yes | [`Refused::TooFast`] |
 //! | self-dealing | yes | yes | [`Unrewarded::SelfDealing`] |
 //! | entropy | yes | no | [`Unrewarded::LowEntropy`] |
 //! | duplicate output | yes | no | [`Unrewarded::Duplicate`] |
 //!
-//! Which of them run is told by [`Evidence`]: what cannot be read cannot be asked about. The bounds are physical, so an
-//! honest node stays within them on any machine; a lie within them passes here, and is left to challenges and to
-//! recounts with the model's tokenizer. What a verdict costs whom stands in `docs/adr/0004-validation.md`.
+//! Which of them run is told by [`Evidence`]: what cannot be read cannot be asked about. What is refused is physically
+//! impossible, so no honest node does it on any machine; a lie within that passes here, and is left to challenges and
+//! to recounts with the model's tokenizer. A count of tokens proves no lie: what a node drops from an answer, such as
+//! the line breaks behind a thought, has no bound that a user could not pass. It is only not paid. What a verdict costs whom stands in `docs/adr/0004-validation.md`.
 //!
 //! A [`Digest`] takes an answer in as it streams by; at its end [`judge`] gives the verdict.
 
@@ -139,6 +140,14 @@ pub enum Unrewarded {
     /// There is no word in it, and nothing that was asked for explains why.
     #[error("the answer is empty")]
     Empty,
+    /// More tokens are claimed than the text can have: paid is what it can ([`Digest::tokens_max`]).
+    #[error("{claimed} tokens are claimed for a text of at most {most}")]
+    Inflated {
+        /// What is claimed.
+        claimed: TokenCount,
+        /// One token for each byte, and those that are not shown.
+        most: TokenCount,
+    },
     /// Client and provider are one wallet.
     #[error("client and provider share a wallet")]
     SelfDealing,
@@ -157,20 +166,6 @@ pub enum Unrewarded {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Tokens are claimed, and nothing was said.
-    #[error("{claimed} tokens are claimed and nothing was said")]
-    Empty {
-        /// What is claimed.
-        claimed: TokenCount,
-    },
-    /// More tokens are claimed than the text can have.
-    #[error("{claimed} tokens are claimed for a text of at most {most}")]
-    Inflated {
-        /// What is claimed.
-        claimed: TokenCount,
-        /// One token for each byte, and those that are not shown.
-        most: TokenCount,
-    },
     /// No machine reads the model's weights so often in so short a time.
     #[error("{claimed} tokens in {took:?}, where the fastest machine known takes {least:?}")]
     TooFast {
@@ -190,12 +185,11 @@ impl Verdict {
         match self {
             Self::Good => "good",
             Self::Unrewarded(Unrewarded::Empty) => "empty",
+            Self::Unrewarded(Unrewarded::Inflated { .. }) => "inflated",
             Self::Unrewarded(Unrewarded::SelfDealing) => "self_dealing",
             Self::Unrewarded(Unrewarded::LowEntropy) => "low_entropy",
             Self::Unrewarded(Unrewarded::Duplicate) => "duplicate",
             Self::Unrewarded(Unrewarded::Unjudged) => "unjudged",
-            Self::Refused(Refused::Empty { .. }) => "refused_empty",
-            Self::Refused(Refused::Inflated { .. }) => "refused_inflated",
             Self::Refused(Refused::TooFast { .. }) => "refused_too_fast",
         }
     }
@@ -204,19 +198,21 @@ impl Verdict {
 /// Judges a result: the first finding, those for which nobody pays first.
 #[must_use]
 pub fn judge(evidence: Evidence<'_>, claim: &Claim) -> Verdict {
-    let checked = over_claimed(&evidence, claim).and_then(|()| in_time(claim));
-    if let Err(refused) = checked {
+    if let Err(refused) = in_time(claim) {
         return Verdict::Refused(refused);
     }
+    let counted = over_claimed(&evidence, claim);
     if claim.client_wallet.is_some() && claim.client_wallet == claim.provider_wallet {
         return Verdict::Unrewarded(Unrewarded::SelfDealing);
     }
     let Evidence::Plain { digest, prompt, recent } = evidence else {
-        return Verdict::Good;
+        return counted.map_or_else(Verdict::Unrewarded, |()| Verdict::Good);
     };
     let repeated = recent.repeats(prompt, digest);
-    if digest.is_empty() && !asked_for_nothing(claim) {
+    if digest.is_empty() && (counted.is_err() || !asked_for_nothing(claim)) {
         Verdict::Unrewarded(Unrewarded::Empty)
+    } else if let Err(inflated) = counted {
+        Verdict::Unrewarded(inflated)
     } else if digest.is_monotonous() {
         Verdict::Unrewarded(Unrewarded::LowEntropy)
     } else if repeated {
@@ -241,20 +237,14 @@ pub fn least_time(model: &ModelSpec, tokens: TokenCount) -> Duration {
 }
 
 /// Each token spells at least one byte, but for those that are not shown.
-fn over_claimed(evidence: &Evidence<'_>, claim: &Claim) -> Result<(), Refused> {
+fn over_claimed(evidence: &Evidence<'_>, claim: &Claim) -> Result<(), Unrewarded> {
     let claimed = claim.tokens;
-    let (shown, is_empty) = match evidence {
-        Evidence::Plain { digest, .. } => (digest.tokens_max(), digest.is_empty()),
-        Evidence::Sealed { bytes } => (TokenCount::new(bytes.get().saturating_add(MARKUP_TOKENS)), false),
+    let shown = match evidence {
+        Evidence::Plain { digest, .. } => digest.tokens_max(),
+        Evidence::Sealed { bytes } => TokenCount::new(bytes.get().saturating_add(MARKUP_TOKENS)),
     };
     let most = shown + claim.unseen;
-    if claimed <= most {
-        Ok(())
-    } else if is_empty {
-        Err(Refused::Empty { claimed })
-    } else {
-        Err(Refused::Inflated { claimed, most })
-    }
+    if claimed <= most { Ok(()) } else { Err(Unrewarded::Inflated { claimed, most }) }
 }
 
 fn in_time(claim: &Claim) -> Result<(), Refused> {
@@ -267,10 +257,10 @@ fn in_time(claim: &Claim) -> Result<(), Refused> {
 }
 
 /// Whether an answer without a word is what was asked for: a stop text may be the first that a model says, and a few
-/// tokens may all be markup.
+/// tokens may all be markup. Who has not written a token has not met a stop text either.
 fn asked_for_nothing(claim: &Claim) -> bool {
     let ran_out = claim.finish == Some(FinishReason::Length) && claim.tokens >= claim.tokens_max;
-    claim.unseen > TokenCount::ZERO || ran_out
+    claim.tokens > TokenCount::ZERO && (claim.unseen > TokenCount::ZERO || ran_out)
 }
 
 impl Digest {
@@ -444,11 +434,26 @@ mod tests {
     }
 
     #[test]
-    fn who_claims_tokens_and_says_nothing_is_refused() {
-        let claimed = TokenCount::new(200);
-        assert_eq!(judged("", &claim(200)), Verdict::Refused(Refused::Empty { claimed }));
-        assert_eq!(judged("", &claim(0)), Verdict::Unrewarded(Unrewarded::Empty));
-        assert_eq!(judged("", &claim(5)), Verdict::Unrewarded(Unrewarded::Empty), "an empty thought");
+    fn who_says_nothing_gave_an_empty_answer_whatever_is_claimed() {
+        let empty = Verdict::Unrewarded(Unrewarded::Empty);
+        for tokens in [0, 5, 200] {
+            assert_eq!(judged("", &claim(tokens)), empty, "{tokens}");
+        }
+        let unseen = TokenCount::new(9);
+        assert_eq!(judged("", &Claim { unseen, ..claim(0) }), empty, "no token is no stop text");
+        assert_eq!(judged("", &Claim { unseen, ..claim(200) }), empty, "nor are two hundred");
+    }
+
+    /// "Think one word, then print 300 blank lines": the filter of thoughts drops the lines behind one.
+    #[test]
+    fn blank_lines_behind_a_thought_are_nobodys_lie() {
+        use crate::chat::reasoning::{ReasoningFilter, Start};
+        let split =
+            ReasoningFilter::new(Start::Answer).push(&format!("<think>so</think>{}", "\n".repeat(300)));
+        assert!(split.content.is_empty());
+        let verdict = judged(&split.reasoning, &claim(303));
+        let (claimed, most) = (TokenCount::new(303), TokenCount::new(2 + MARKUP_TOKENS));
+        assert_eq!(verdict, Verdict::Unrewarded(Unrewarded::Inflated { claimed, most }));
     }
 
     #[test]
@@ -462,9 +467,10 @@ mod tests {
     #[test]
     fn a_text_holds_no_more_tokens_than_bytes() {
         let (claimed, most) = (TokenCount::new(60), TokenCount::new(3 + MARKUP_TOKENS));
-        assert_eq!(judged("Yes", &claim(60)), Verdict::Refused(Refused::Inflated { claimed, most }));
+        let inflated = Verdict::Unrewarded(Unrewarded::Inflated { claimed, most });
+        assert_eq!(judged("Yes", &claim(60)), inflated);
         let sealed = |bytes| judge(Evidence::Sealed { bytes: Bytes::new(bytes) }, &claim(60));
-        assert!(matches!(sealed(3), Verdict::Refused(Refused::Inflated { .. })));
+        assert_eq!(sealed(3), inflated);
         assert_eq!(sealed(60), Verdict::Good);
     }
 

@@ -99,7 +99,10 @@ impl Choices {
                 }
                 Some(Reply::Delta { content, reasoning, tool_calls, logprobs }) => {
                     self.started.insert(choice);
-                    return Heard::Piece(choice, AnswerPiece { content, reasoning, tool_calls, logprobs });
+                    let piece = AnswerPiece { content, reasoning, tool_calls, logprobs };
+                    if piece != AnswerPiece::default() {
+                        return Heard::Piece(choice, piece); // tokens without a word are no news
+                    }
                 }
                 Some(Reply::Done { finish, usage, receipt }) => {
                     self.open -= 1;

@@ -44,6 +44,10 @@ const TEMPLATE_TOKENS_FOR_TOOLS: u64 = 1024;
 const JSON_GROWTH: u64 = 2;
 /// Longest text of one token, generously: what an honest provider never passes, and a liar cannot.
 const TEXT_BYTES_PER_TOKEN_MAX: u64 = 1024;
+/// Longest text of one token that has a log-probability, and of an alternative to it: twice the longest token of the
+/// catalogue's vocabularies, 128 blanks. A bound on the mean would be tighter, and a user could break it for a node:
+/// who weights such a token by `logit_bias` gets nothing else.
+const LOGPROB_BYTES_MAX: usize = 256;
 
 /// A checkpoint is due after so many tokens,
 const CHECKPOINT_TOKENS: u64 = 64;
@@ -156,7 +160,7 @@ pub(super) struct Bounds {
 impl Bounds {
     fn allow(self, token: &TokenLogprob) -> bool {
         let text_fits = |token: &TokenLogprob| {
-            (token.token.as_str().len() + token.bytes.len()) as u64 <= 2 * TEXT_BYTES_PER_TOKEN_MAX
+            token.token.as_str().len() <= LOGPROB_BYTES_MAX && token.bytes.len() <= LOGPROB_BYTES_MAX
         };
         self.alternatives.is_some_and(|most| token.top.len() <= usize::from(most))
             && text_fits(token)
@@ -424,14 +428,14 @@ impl JobRecord {
         Some(self.settle(run, self.so_far(run), Verdict::Unrewarded(Unrewarded::Unjudged)).0)
     }
 
-    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered, and so by the hold. An
-    /// answer without a word costs nothing.
+    /// What is paid for `claim`: bounded by what the prompt can have, by what was delivered and what its text can hold,
+    /// and so by the hold. An answer without a word costs nothing.
     pub(super) fn settle(&self, run: &Run, claim: Usage, verdict: Verdict) -> (SettleOrder, XRam) {
         let claim = match verdict {
             Verdict::Unrewarded(Unrewarded::Empty) => Usage::default(),
             _ => claim,
         };
-        let completion = claim.completion.min(run.delivered).min(self.job.params.max_tokens);
+        let completion = claim.completion.min(self.so_far(run).completion).min(self.job.params.max_tokens);
         let usage = Usage {
             prompt: claim.prompt.min(self.prompt_bound),
             completion,

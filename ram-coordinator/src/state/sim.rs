@@ -124,8 +124,8 @@ struct Tally {
     checkpoints: u32,
     ghosts: u32,
     abandoned: u32,
-    empty_lies: u32,
-    inflated_lies: u32,
+    empty_answers: u32,
+    inflated: u32,
     hasty_lies: u32,
     duplicates: u32,
     turned_away: u32,
@@ -135,9 +135,9 @@ struct Tally {
 impl Tally {
     fn counts(self) -> [u32; 13] {
         let Self { whole, cut, voided, second_tries, checkpoints, ghosts, abandoned, .. } = self;
-        let Self { empty_lies, inflated_lies, hasty_lies, duplicates, turned_away, untrusted, .. } = self;
+        let Self { empty_answers, inflated, hasty_lies, duplicates, turned_away, untrusted, .. } = self;
         let honest = [whole, cut, voided, second_tries, checkpoints, ghosts, abandoned];
-        let bent = [empty_lies, inflated_lies, hasty_lies, duplicates, turned_away, untrusted];
+        let bent = [empty_answers, inflated, hasty_lies, duplicates, turned_away, untrusted];
         std::array::from_fn(|n| if n < 7 { honest[n] } else { bent[n - 7] })
     }
 }
@@ -259,15 +259,17 @@ impl Night {
                 self.store.push_back(Event::Held { job: order.job, result });
             }
             Effect::Settle(order) => {
-                self.tally.duplicates +=
-                    u32::from(order.verdict == Verdict::Unrewarded(Unrewarded::Duplicate));
+                match order.verdict {
+                    Verdict::Unrewarded(Unrewarded::Empty) => self.tally.empty_answers += 1,
+                    Verdict::Unrewarded(Unrewarded::Inflated { .. }) => self.tally.inflated += 1,
+                    Verdict::Unrewarded(Unrewarded::Duplicate) => self.tally.duplicates += 1,
+                    _ => {}
+                }
                 self.store.push_back(Event::Settled { job: order.job, remaining: None });
                 self.fates.get_mut(&order.job).unwrap().settled.push(order);
             }
             Effect::Refuse(order) => {
                 match order.verdict.code() {
-                    "refused_empty" => self.tally.empty_lies += 1,
-                    "refused_inflated" => self.tally.inflated_lies += 1,
                     "refused_too_fast" => self.tally.hasty_lies += 1,
                     other => panic!("{}: refused as {other}", order.job),
                 }
@@ -482,8 +484,7 @@ impl Night {
     fn check_order(&self, order: &SettleOrder) {
         let (nature, written) = (self.nature_of(order.provider), order.usage.completion);
         if let Verdict::Refused(refused) = order.verdict {
-            assert_ne!(nature, Nature::Honest, "{}: an honest node was called a liar: {refused}", order.job);
-            assert_ne!(nature, Nature::Repeats, "{}: {refused}", order.job);
+            assert_eq!(nature, Nature::Hasty, "{}: an honest node was called a liar: {refused}", order.job);
         } else {
             match nature {
                 Nature::Empty => assert_eq!(order.charge, XRam::ZERO, "{}: silence was paid", order.job),

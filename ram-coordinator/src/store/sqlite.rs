@@ -608,7 +608,8 @@ mod tests {
         let store = in_memory(1000);
         wait(store.hold(hold(1, 1, 100), LEASE)).unwrap();
         let claimed = TokenCount::new(5);
-        let verdict = Verdict::Refused(Refused::Empty { claimed });
+        let (took, least) = (Duration::ZERO, Duration::from_secs(1));
+        let verdict = Verdict::Refused(Refused::TooFast { claimed, took, least });
         wait(store.refuse(SettleOrder { verdict, ..claim(1, 0, 7, 40) }, LEASE.at)).unwrap();
         assert_eq!(wait(store.audit()).unwrap().held, units(100));
         wait(store.settle(claim(1, 1, 8, 40), LEASE.at)).unwrap();
@@ -618,7 +619,7 @@ mod tests {
             Ok(results.query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_, _>>()?)
         }))
         .unwrap();
-        assert_eq!(verdicts, [("refused_empty".to_owned(), false), ("good".to_owned(), true)]);
+        assert_eq!(verdicts, [("refused_too_fast".to_owned(), false), ("good".to_owned(), true)]);
         assert_eq!(wait(store.balance(Account::Provider(provider(7)))).unwrap(), Balance::ZERO);
     }
 

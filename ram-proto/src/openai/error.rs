@@ -203,6 +203,17 @@ impl ApiError {
         Self { code: Some("cancelled"), should_retry: Some(false), ..Self::fault(499, message) }
     }
 
+    /// 500, and final: the answer is longer than one that is told in one piece can be. Tokens were charged for it, and
+    /// the next would be as long.
+    #[must_use]
+    pub fn answer_too_long(limit: Bytes) -> Self {
+        let message = format!(
+            "the answer is over the limit of {limit} for one that is told in one piece: set `stream`, or ask for \
+             fewer `top_logprobs`"
+        );
+        Self::failure(500, "answer_too_long", &message).after_charge()
+    }
+
     /// 500: a fault of ours.
     #[must_use]
     pub fn internal() -> Self {

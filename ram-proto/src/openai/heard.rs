@@ -28,7 +28,11 @@ impl WholeAnswer {
     /// Takes in what was heard; breaks with what the caller is told.
     pub fn hear(mut self, heard: Heard) -> ControlFlow<Result<ChatCompletion, ApiError>, Self> {
         match heard {
-            Heard::Piece(choice, piece) => self.push(choice, piece),
+            Heard::Piece(choice, piece) => {
+                if let Err(error) = self.push(choice, piece) {
+                    return ControlFlow::Break(Err(error));
+                }
+            }
             Heard::Ended(choice, reason) => self.finish_choice(choice, reason),
             Heard::Done(usage, xram) => return ControlFlow::Break(Ok(self.finish(usage, xram))),
             Heard::Failed(error) => return ControlFlow::Break(Err(error)),

@@ -17,6 +17,7 @@ use std::num::NonZeroU8;
 use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
 use ram_core::job::{FinishReason, TokenLogprob, Usage};
+use ram_core::units::Bytes;
 
 use super::chunk::{Delta, ToolCallDelta};
 use super::error::ApiError;
@@ -24,6 +25,10 @@ use super::response::{
     AssistantMessage, ChatCompletion, Choice, ChoiceLogprobs, CompletionHead, MessageToolCall, XramFields,
 };
 use super::sse;
+
+/// Most memory of answers that are told in one piece, all choices together: what 300,000 log-probabilities take,
+/// alternatives included, and far more words than any model's context holds.
+pub(super) const WHOLE_BYTES_MAX: Bytes = Bytes::from_mib(32);
 
 /// A piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,6 +67,8 @@ pub struct WholeAnswer {
     head: CompletionHead,
     asked: Asked,
     choices: Vec<Gathered>,
+    /// About what has been gathered takes.
+    size: usize,
 }
 
 /// One answer as far as it has come.
@@ -74,22 +81,45 @@ struct Gathered {
     finish: Option<FinishReason>,
 }
 
+impl AnswerPiece {
+    /// About how much memory it takes beyond its own size.
+    fn size(&self) -> usize {
+        let own =
+            |token: &TokenLogprob| size_of::<TokenLogprob>() + token.token.as_str().len() + token.bytes.len();
+        let logprobs =
+            self.logprobs.iter().map(|token| own(token) + token.top.iter().map(own).sum::<usize>());
+        let calls = self.tool_calls.iter().map(|call| size_of::<ToolCall>() + call.text_bytes());
+        self.content.as_str().len()
+            + self.reasoning.as_str().len()
+            + calls.sum::<usize>()
+            + logprobs.sum::<usize>()
+    }
+}
+
 impl WholeAnswer {
     /// `n` answers of which nothing is written yet.
     #[must_use]
     pub fn new(head: CompletionHead, asked: Asked, n: NonZeroU8) -> Self {
-        Self { head, asked, choices: vec![Gathered::default(); n.get().into()] }
+        Self { head, asked, choices: vec![Gathered::default(); n.get().into()], size: 0 }
     }
 
     /// Adds a piece to answer number `choice`.
-    pub fn push(&mut self, choice: u32, piece: AnswerPiece) {
+    ///
+    /// # Errors
+    /// When it makes the answers longer than can be told in one piece; it is not added then.
+    pub fn push(&mut self, choice: u32, piece: AnswerPiece) -> Result<(), ApiError> {
         let asked = self.asked;
-        let Some(gathered) = self.choice(choice) else { return };
+        self.size = self.size.saturating_add(piece.size());
+        if self.size as u64 > WHOLE_BYTES_MAX.get() {
+            return Err(ApiError::answer_too_long(WHOLE_BYTES_MAX));
+        }
+        let Some(gathered) = self.choice(choice) else { return Ok(()) };
         let calls_left = asked.calls_left(gathered.tool_calls.len());
         gathered.content.push_str(piece.content.as_str());
         gathered.reasoning.push_str(piece.reasoning.as_str());
         gathered.tool_calls.extend(piece.tool_calls.into_iter().take(calls_left).map(MessageToolCall::from));
         gathered.logprobs.extend(piece.logprobs);
+        Ok(())
     }
 
     /// Ends answer number `choice`.
@@ -103,7 +133,7 @@ impl WholeAnswer {
     #[must_use]
     pub fn finish(self, usage: Usage, xram: XramFields) -> ChatCompletion {
         debug_assert!(self.choices.iter().all(|choice| choice.finish.is_some()), "each choice ends first");
-        let Self { head, asked, choices } = self;
+        let Self { head, asked, choices, .. } = self;
         let choices = (0..).zip(choices).map(|(index, gathered)| Choice {
             index,
             message: AssistantMessage::new(
@@ -284,6 +314,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_in_one_piece_is_bounded_with_its_log_probabilities() {
+        let token = |bytes: usize, top| TokenLogprob {
+            token: "x".repeat(bytes).into(),
+            bytes: vec![b'x'; bytes],
+            logprob: -1.0,
+            top,
+        };
+        let told = token(256, vec![token(256, Vec::new()); 20]);
+        let mut answer = WholeAnswer::new(head(), Asked { logprobs: true, ..Asked::default() }, n(2));
+        let pushed = (0..10_000).map(|count| {
+            answer.push(count % 2, AnswerPiece { logprobs: vec![told.clone()], ..AnswerPiece::default() })
+        });
+        let refused = pushed.enumerate().find_map(|(count, pushed)| Some((count, pushed.err()?)));
+        let (count, error) = refused.expect("10,000 of these are over 100 MiB");
+        assert!((2000..3000).contains(&count), "{count} were taken");
+        assert_eq!((error.code, error.should_retry), (Some("answer_too_long"), Some(false)));
+    }
+
+    #[test]
     fn an_answer_without_a_word_is_still_opened() {
         let mut answer = StreamedAnswer::new(head(), Asked::default(), n(2));
         let mut frames = answer.finish_choice(1, FinishReason::Stop);
@@ -316,7 +365,7 @@ mod tests {
         let token = TokenLogprob { token: "a".into(), bytes: vec![97], logprob: -0.5, top: Vec::new() };
         let with = |logprobs| {
             let mut answer = WholeAnswer::new(head(), Asked { logprobs, ..Asked::default() }, n(1));
-            answer.push(0, AnswerPiece { logprobs: vec![token.clone()], ..piece("a", "") });
+            answer.push(0, AnswerPiece { logprobs: vec![token.clone()], ..piece("a", "") }).unwrap();
             answer.finish_choice(0, FinishReason::Stop);
             let whole = answer.finish(Usage::default(), XramFields::default());
             whole.choices[0].logprobs.clone()
@@ -333,7 +382,7 @@ mod tests {
         let mut frames = String::new();
         for ids in [vec![call("call_1"), call("call_2")], vec![call("call_3")]] {
             let piece = AnswerPiece { tool_calls: ids, ..AnswerPiece::default() };
-            whole.push(0, piece.clone());
+            whole.push(0, piece.clone()).unwrap();
             frames += &stream.push(0, piece);
         }
         whole.finish_choice(0, FinishReason::ToolCalls);
@@ -346,7 +395,7 @@ mod tests {
     fn an_answer_that_only_calls_has_null_for_content() {
         let message = |piece: AnswerPiece| {
             let mut answer = WholeAnswer::new(head(), Asked::default(), n(1));
-            answer.push(0, piece);
+            answer.push(0, piece).unwrap();
             answer.finish_choice(0, FinishReason::ToolCalls);
             answer.finish(Usage::default(), XramFields::default()).choices[0].message.clone()
         };
@@ -371,7 +420,7 @@ mod tests {
             for (at, (choice, content, reasoning, calls)) in pieces.iter().enumerate() {
                 let tool_calls = (0..*calls).map(|of| call(&format!("call_{at}_{of}"))).collect();
                 let piece = AnswerPiece { tool_calls, ..piece(content, reasoning) };
-                whole.push(*choice, piece.clone());
+                whole.push(*choice, piece.clone()).unwrap();
                 frames += &stream.push(*choice, piece);
             }
             for choice in [1, 0, 2] {

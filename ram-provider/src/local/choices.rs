@@ -42,7 +42,12 @@ impl Choices {
         while self.open > 0 {
             match self.steps.next().await {
                 Some((_, Step::Started { .. })) => {}
-                Some((choice, Step::Piece(piece))) => return Heard::Piece(choice, piece.into()),
+                Some((choice, Step::Piece(piece))) => {
+                    let piece = AnswerPiece::from(piece);
+                    if piece != AnswerPiece::default() {
+                        return Heard::Piece(choice, piece); // tokens without a word are no news to a caller
+                    }
+                }
                 Some((choice, Step::End(Outcome::Done { finish, usage }))) => {
                     self.open -= 1;
                     self.usage = self.usage + usage;

@@ -109,8 +109,6 @@ struct Splitter {
     calls: Option<CallFilter>,
     /// Tokens of which it is open whether they are thoughts.
     open: TokenCount,
-    /// Tokens that are not told of yet: those whose text may be a call are told of with it.
-    held: TokenCount,
     held_logprobs: Vec<TokenLogprob>,
     thinking: bool,
     called: bool,
@@ -123,7 +121,6 @@ impl Splitter {
             filter: Some(ReasoningFilter::new(start)),
             calls,
             open: TokenCount::ZERO,
-            held: TokenCount::ZERO,
             held_logprobs: Vec::new(),
             thinking: start == Start::Reasoning,
             called: false,
@@ -131,20 +128,23 @@ impl Splitter {
         }
     }
 
-    /// Takes a stretch of the answer; `None` while its meaning is open.
+    /// Takes a stretch of the answer. Tokens are told of at once, also while their text is held back: a call takes
+    /// minutes to write, and whoever waits for it has to hear that it is being written.
     fn push(&mut self, text: &PromptText, tokens: TokenCount, logprobs: Vec<TokenLogprob>) -> Option<Piece> {
         let split = self.filter.as_mut().map(|filter| filter.push(text.as_str())).unwrap_or_default();
         self.held_logprobs.extend(logprobs);
         if split.is_empty() {
             self.open += tokens;
-            return None;
+        } else {
+            self.count(&split, tokens);
         }
-        self.count(&split, tokens);
         let found = self.find(split.content);
-        (!split.reasoning.is_empty() || !found.is_empty()).then(|| self.piece(split.reasoning, found))
+        let says_something = !split.reasoning.is_empty() || !found.is_empty();
+        let piece = if says_something { self.piece(split.reasoning, found) } else { Piece::default() };
+        (says_something || tokens > TokenCount::ZERO).then_some(Piece { tokens, ..piece })
     }
 
-    /// What was held back, and tokens that had no text.
+    /// What was held back; its tokens are told of.
     fn finish(&mut self) -> Option<Piece> {
         let split = self.filter.take().map(ReasoningFilter::finish).unwrap_or_default();
         self.count(&split, TokenCount::ZERO);
@@ -167,7 +167,6 @@ impl Splitter {
             self.reasoning += open;
             self.thinking = split.content.is_empty();
         }
-        self.held += open + tokens;
     }
 
     /// The calls in the answer's words.
@@ -178,11 +177,12 @@ impl Splitter {
         }
     }
 
+    /// What was found, with the log-probabilities that spell it.
     fn piece(&mut self, reasoning: String, found: Found) -> Piece {
         self.called |= !found.calls.is_empty();
         let logprobs = that_spell(&found.content, std::mem::take(&mut self.held_logprobs));
         Piece {
-            tokens: std::mem::take(&mut self.held),
+            tokens: TokenCount::ZERO,
             content: found.content.into(),
             reasoning: reasoning.into(),
             tool_calls: found.calls,
@@ -381,6 +381,23 @@ mod tests {
         assert_ne!(told.calls[0].id, told.calls[1].id);
         assert_eq!((told.tokens, told.finish), (11, FinishReason::ToolCalls));
         assert_eq!(told.probable, ["I ", "look."], "a call has no log-probabilities");
+    }
+
+    #[test]
+    fn tokens_are_told_of_while_their_text_is_held_back() {
+        let tool = serde_json::from_value(serde_json::json!({ "name": "get_weather" })).unwrap();
+        let calls = CallFilter::new(Format::Tags, vec![tool], Parallel::Many, JobId::from_bits(7));
+        let mut splitter = Splitter::new(Start::Answer, Some(calls));
+        let mut push = |text: &str| splitter.push(&text.into(), TokenCount::new(1), vec![logprob(text)]);
+        let silent = Piece { tokens: TokenCount::new(1), ..Piece::default() };
+        assert_eq!(push("<tool_call>"), Some(silent.clone()));
+        for _ in 0..1000 {
+            assert_eq!(push("\n"), Some(silent.clone()), "a call that takes long is still being written");
+        }
+        let rest = ["{\"name\": \"get_weather\", ", "\"arguments\": {}}\n", "</tool_call>"].map(push);
+        let calls = rest.iter().flatten().map(|piece| (piece.tokens.get(), piece.tool_calls.len()));
+        assert_eq!(calls.collect::<Vec<_>>(), [(1, 0), (1, 0), (1, 1)]);
+        assert_eq!(splitter.finish(), None, "each token is told of once");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One thing at a time: what a coordinator does when a single thing goes right, or wrong.
 
+use ram_core::job::TokenLogprob;
 use ram_core::route::Refusal;
 use ram_core::validate::Refused;
 
@@ -58,6 +59,9 @@ fn a_job_is_held_run_paid_and_answered() {
     assert_eq!(night.coordinator.open_jobs(), 0);
 }
 
+/// An answer that holds 64 tokens.
+const TOLD_TOO_FAST: &str = "it is said faster than anybody could read the weights of it even once";
+
 /// A network of honest nodes, driven step by step.
 struct Day {
     night: Night,
@@ -111,6 +115,16 @@ impl Day {
         self.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
         self.say(conn, FakeRun::default().chunk(job, attempt, tokens, text));
         self.say(conn, ToCoordinator::Finished { job, attempt, outcome: done(tokens) })
+    }
+
+    /// A heavy job is answered faster than anybody can: on which socket, and what that leads to.
+    fn hurry(&mut self, job: JobId, text: &str) -> (ConnId, Vec<Effect>) {
+        let (model, attempt) = (HEAVY_MODEL.parse().unwrap(), Attempt::FIRST);
+        let payer = Payer::Key("key".to_owned());
+        let conn = self.submit_for(Submission { model, ..submission(job, payer) }).unwrap();
+        self.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
+        self.say(conn, FakeRun::default().chunk(job, attempt, 64, text));
+        (conn, self.say(conn, ToCoordinator::Finished { job, attempt, outcome: done(64) }))
     }
 
     /// A node connects once more, on a socket of this number; answers what that leads to.
@@ -274,11 +288,10 @@ fn verdicts(effects: &[Effect]) -> (Option<Verdict>, Option<&SettleOrder>) {
 }
 
 #[test]
-fn who_claims_tokens_and_says_nothing_is_not_paid_and_somebody_else_answers() {
+fn who_claims_tokens_too_fast_and_says_nothing_is_not_paid_and_somebody_else_answers() {
     let (mut day, job) = (Day::new(2), JobId::from_bits(1));
-    let liar = day.submit(job).unwrap();
-    let effects = day.answer(liar, job, Attempt::FIRST, 40, "");
-    assert!(matches!(verdicts(&effects), (Some(Verdict::Refused(Refused::Empty { .. })), None)));
+    let (liar, effects) = day.hurry(job, "");
+    assert!(matches!(verdicts(&effects), (Some(Verdict::Refused(Refused::TooFast { .. })), None)));
     let helps = runs_on(&effects).unwrap();
     assert_ne!(liar, helps);
     let effects = day.answer(helps, job, Attempt::FIRST.next(), 2, "Paris");
@@ -295,14 +308,31 @@ fn who_claims_tokens_and_says_nothing_is_not_paid_and_somebody_else_answers() {
 }
 
 #[test]
-fn an_inflated_answer_ends_with_the_providers_failure_and_costs_nothing() {
-    let (mut day, job) = (Day::new(2), JobId::from_bits(1));
-    let conn = day.submit(job).unwrap();
-    let effects = day.answer(conn, job, Attempt::FIRST, 64, "no");
-    assert!(matches!(verdicts(&effects), (Some(Verdict::Refused(Refused::Inflated { .. })), None)));
-    assert!(effects.contains(&Effect::Void { job }));
-    let error = JobError::Provider { failure: Failure::Internal };
-    assert!(effects.contains(&Effect::Reply { job, reply: Reply::Failed { error, receipt: None } }));
+fn an_inflated_answer_is_paid_for_as_much_as_its_text_can_hold_and_locks_nobody_out() {
+    let mut day = Day::new(1);
+    for number in 1..=20 {
+        let job = JobId::from_bits(number);
+        let conn = day.submit(job).unwrap();
+        let effects = day.answer(conn, job, Attempt::FIRST, 64, "no");
+        let (refused, paid) = verdicts(&effects);
+        let (claimed, most) = (TokenCount::new(64), TokenCount::new(2 + 16));
+        let inflated = Verdict::Unrewarded(Unrewarded::Inflated { claimed, most });
+        assert_eq!((refused, paid.unwrap().verdict), (None, inflated));
+        assert_eq!(paid.unwrap().usage.completion, most);
+        day.happen(Event::Settled { job, remaining: None });
+    }
+    assert_eq!(day.reputation(0), 500, "a user may have asked for just that");
+}
+
+#[test]
+fn an_answer_without_a_token_costs_nothing_also_where_it_could_stop_at_once() {
+    let (mut day, job) = (Day::new(1), JobId::from_bits(1));
+    let mut wish = submission(job, Payer::Key("key".to_owned()));
+    wish.params.stop = vec!["END".into()];
+    let conn = day.submit_for(wish).unwrap();
+    let effects = day.answer(conn, job, Attempt::FIRST, 0, "");
+    let (_, paid) = verdicts(&effects);
+    assert_eq!(paid.unwrap().charge, XRam::ZERO);
 }
 
 #[test]
@@ -320,11 +350,54 @@ fn an_answer_faster_than_memory_is_not_paid_also_when_it_breaks_off() {
         day.happen(Event::Remembered(vec![Standing { provider, reputation: trusted }]));
         let conn = day.submit_for(Submission { model: heavy, ..submission(job, payer) }).unwrap();
         day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
-        let text = "it is said faster than anybody could read the weights of it even once";
-        day.say(conn, FakeRun::default().chunk(job, attempt, 64, text));
+        day.say(conn, FakeRun::default().chunk(job, attempt, 64, TOLD_TOO_FAST));
         let effects = day.say(conn, ToCoordinator::Finished { job, attempt, outcome });
         assert!(matches!(verdicts(&effects), (Some(Verdict::Refused(Refused::TooFast { .. })), None)));
     }
+}
+
+/// A tool call is told whole, and may take minutes to write.
+#[test]
+fn tokens_without_a_word_keep_an_attempt_alive_and_do_not_bind_it() {
+    let (mut day, job, attempt) = (Day::new(2), JobId::from_bits(1), Attempt::FIRST);
+    let conn = day.submit(job).unwrap();
+    day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
+    let (mut run, other) = (FakeRun::default(), ConnId(1 - conn.0));
+    for _ in 0..20 {
+        day.night.now = day.night.now.after(Duration::from_secs(2));
+        let (load, memory_cap) = (load(), Bytes::from_gib(4));
+        day.say(other, ToCoordinator::Heartbeat { load, memory_cap, offers: offers() });
+        day.say(conn, run.chunk(job, attempt, 1, ""));
+        let ticked = day.happen(Event::Tick);
+        assert!(!ticked.iter().any(|effect| matches!(effect, Effect::Send { .. })), "{ticked:?}");
+    }
+    assert_eq!(runs_on(&day.happen(Event::SocketClosed { conn })), Some(other), "nothing was said yet");
+}
+
+#[test]
+fn a_token_with_a_log_probability_is_no_longer_than_tokens_are() {
+    let logprob = |bytes: usize, top| TokenLogprob {
+        token: "x".repeat(bytes).into(),
+        bytes: vec![b'x'; bytes],
+        logprob: -1.0,
+        top,
+    };
+    let check = |told: TokenLogprob, is_honest: bool| {
+        let (mut day, job, attempt) = (Day::new(1), JobId::from_bits(1), Attempt::FIRST);
+        let mut wish = submission(job, Payer::Key("key".to_owned()));
+        wish.params.sampling.top_logprobs = Some(1);
+        let conn = day.submit_for(wish).unwrap();
+        day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
+        let ToCoordinator::Chunk(chunk) = FakeRun::default().chunk(job, attempt, 1, "x") else {
+            panic!("a chunk")
+        };
+        let effects = day.say(conn, ToCoordinator::Chunk(Chunk { logprobs: vec![told], ..chunk }));
+        let heard = |effect: &Effect| matches!(effect, Effect::Reply { reply: Reply::Delta { .. }, .. });
+        assert_eq!(effects.iter().any(heard), is_honest, "{effects:?}");
+    };
+    check(logprob(256, vec![logprob(256, Vec::new())]), true);
+    check(logprob(257, Vec::new()), false);
+    check(logprob(1, vec![logprob(257, Vec::new())]), false);
 }
 
 #[test]
@@ -437,8 +510,7 @@ fn a_ghosts_late_result_is_neither_paid_nor_counted() {
 fn a_liar_gets_no_work_until_time_has_brought_it_back_and_connecting_anew_helps_nothing() {
     let mut day = Day::new(1);
     let (first, second, third) = (JobId::from_bits(1), JobId::from_bits(2), JobId::from_bits(3));
-    let conn = day.submit(first).unwrap();
-    day.answer(conn, first, Attempt::FIRST, 64, "no");
+    day.hurry(first, TOLD_TOO_FAST);
     assert_eq!(day.submit(second), None);
     day.reconnect(0, ConnId(5));
     assert_eq!(day.submit(third), None);
@@ -451,9 +523,8 @@ fn a_liar_gets_no_work_until_time_has_brought_it_back_and_connecting_anew_helps_
 
 #[test]
 fn what_a_node_did_is_known_after_a_restart() {
-    let (mut day, job) = (Day::new(1), JobId::from_bits(1));
-    let conn = day.submit(job).unwrap();
-    day.answer(conn, job, Attempt::FIRST, 64, "no");
+    let mut day = Day::new(1);
+    day.hurry(JobId::from_bits(1), TOLD_TOO_FAST);
     let effects = day.happen(Event::Drain);
     let [Effect::NoteStandings(noted)] = &effects[..] else { panic!("{effects:?}") };
     let mut after = Day::new(1);
