@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn while_too_many_are_remembered_a_stranger_has_none_and_they_are_looked_through_once_a_second() {
+    fn a_stranger_has_none_while_too_many_are_remembered_and_they_are_swept_once_a_second() {
         let rates = Rates::new(60);
         for caller in 0..CALLERS_MAX {
             assert!(rates.take(caller, at(0)).unwrap().is_ok());
