@@ -585,6 +585,30 @@ fn the_demo_key_never_fills_a_queue() {
 }
 
 #[test]
+fn a_queue_is_no_longer_than_it_may_be_however_many_came_before_the_first_was_held() {
+    let mut day = Day::new(1);
+    let jobs: Vec<JobId> = (1..=20).map(JobId::from_bits).collect();
+    for &job in &jobs {
+        assert_eq!(day.turned_away(submission(job, Payer::Key("key".to_owned()))), None);
+    }
+    let held = |&job: &JobId| day.happen(Event::Held { job, result: Ok(()) });
+    let refused = jobs.iter().map(held).filter(|effects| {
+        effects.iter().any(|effect| {
+            matches!(effect, Effect::Reply { reply: Reply::Failed { error: JobError::QueueFull(_), .. }, .. })
+        })
+    });
+    assert_eq!(refused.count(), 20 - 2 - 8, "two run, and eight wait");
+}
+
+#[test]
+fn a_share_of_one_place_is_a_place() {
+    let mut day = Day::new(1);
+    day.night.coordinator.config.limits.queue_per_model = 1;
+    let demo = |job| submission(job, Payer::Demo("10.0.0.1".parse().unwrap()));
+    assert_eq!(day.turned_away(demo(JobId::from_bits(1))), None);
+}
+
+#[test]
 fn the_prompts_of_all_open_jobs_are_bounded_together() {
     let mut day = Day::new(1);
     let prompt = |job| submission(JobId::from_bits(job), Payer::Key("key".to_owned()));
