@@ -217,7 +217,8 @@ async fn set_provider(
     let id: ProviderId = id.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
     let handle = &admin.gateway.handle;
     // One that is away can be taken back into service, and not out of it.
-    let is_known = handle.ask(move |core, _| if draining { core.provider(id).is_some() } else { core.knows(id) });
+    let is_known =
+        handle.ask(move |core, _| if draining { core.provider(id).is_some() } else { core.knows(id) });
     if !is_known.await? {
         return Err(unknown().into());
     }

@@ -190,18 +190,19 @@ impl From<rusqlite::Error> for StoreError {
 fn write(mut connection: Connection, inbox: &Receiver<Work>) {
     while let Ok(first) = inbox.recv() {
         let batch = std::iter::once(first).chain(inbox.try_iter()).take(BATCH_MAX);
-        let (acknowledgements, committed) =
-            match connection.transaction_with_behavior(TransactionBehavior::Immediate) {
-                Ok(transaction) => {
-                    let done = batch.map(|work| work(standing(&transaction).map(|()| &*transaction))).collect();
-                    (done, standing(&transaction).and_then(|()| Ok(transaction.commit()?)))
-                }
-                Err(error) => {
-                    let error = StoreError::from(error);
-                    let refused: Vec<Acknowledge> = batch.map(|work| work(Err(error.clone()))).collect();
-                    (refused, Ok(()))
-                }
-            };
+        let (acknowledgements, committed) = match connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+        {
+            Ok(transaction) => {
+                let done = batch.map(|work| work(standing(&transaction).map(|()| &*transaction))).collect();
+                (done, standing(&transaction).and_then(|()| Ok(transaction.commit()?)))
+            }
+            Err(error) => {
+                let error = StoreError::from(error);
+                let refused: Vec<Acknowledge> = batch.map(|work| work(Err(error.clone()))).collect();
+                (refused, Ok(()))
+            }
+        };
         for acknowledge in acknowledgements {
             acknowledge(committed.clone());
         }
@@ -445,10 +446,10 @@ mod tests {
         wait(store.checkpoint(claim(2, 0, 7, 101))).unwrap(); // more than was held
         wait(store.checkpoint(claim(4, 0, 7, 40))).unwrap();
         wait(store.call::<_, StoreError>(|db| {
-            db.execute("UPDATE checkpoints SET provider = 'nobody' WHERE charge = ?1 AND job = ?2", (
-                ram_chain::blob::from_xram(units(40)),
-                job(1).bits().to_be_bytes(),
-            ))?;
+            db.execute(
+                "UPDATE checkpoints SET provider = 'nobody' WHERE charge = ?1 AND job = ?2",
+                (ram_chain::blob::from_xram(units(40)), job(1).bits().to_be_bytes()),
+            )?;
             Ok(db.execute("UPDATE holds SET payer = 'fees' WHERE job = ?1", (job(3).bits().to_be_bytes(),))?)
         }))
         .unwrap();
