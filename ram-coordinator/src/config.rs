@@ -272,6 +272,7 @@ impl Config {
             return Err(ConfigError::BadName);
         }
         self.gateway.check()?;
+        JobLimits::from(self.limits).check()?;
         let limits = Limits {
             providers: self.providers_max,
             demo_tokens_per_address: self.demo_tokens_per_address,

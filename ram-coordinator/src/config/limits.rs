@@ -109,11 +109,15 @@ impl GatewayLimits {
             ("gateway.body_within_s", self.body_within),
             ("gateway.write_stall_s", self.write_stall),
         ];
-        let is_odd = |wait: Duration| wait.is_zero() || wait > SECONDS_MAX;
-        match waits.into_iter().find(|(_, wait)| is_odd(*wait)) {
-            Some((setting, _)) => Err(ConfigError::OutOfRange { setting, expected: "1 to 86400" }),
-            None => Ok(()),
-        }
+        check_waits(&waits)
+    }
+}
+
+/// Whether all of these are waits that end, and not at once.
+fn check_waits(waits: &[(&'static str, Duration)]) -> Result<(), ConfigError> {
+    match waits.iter().find(|(_, wait)| wait.is_zero() || *wait > SECONDS_MAX) {
+        Some(&(setting, _)) => Err(ConfigError::OutOfRange { setting, expected: "1 to 86400" }),
+        None => Ok(()),
     }
 }
 
@@ -150,6 +154,32 @@ pub struct JobLimits {
 }
 
 impl JobLimits {
+    /// Whether a coordinator can run with these.
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let at_least_one = [
+            ("jobs.open_max", self.open_max == 0),
+            ("jobs.prompt_bytes_max", self.prompt_bytes_max == Bytes::ZERO),
+            ("jobs.per_key_max", self.per_key_max == 0),
+            ("jobs.per_address_max", self.per_address_max == 0),
+            ("jobs.queue_per_model_max", self.queue_per_model_max == 0),
+            ("jobs.attempts_max", self.attempts_max == 0),
+        ];
+        if let Some((setting, _)) = at_least_one.into_iter().find(|(_, is_zero)| *is_zero) {
+            return Err(ConfigError::OutOfRange { setting, expected: "at least 1" });
+        }
+        if self.demo_queue_permille.get() > 1000 {
+            let setting = "jobs.demo_queue_permille";
+            return Err(ConfigError::OutOfRange { setting, expected: "0 to 1000" });
+        }
+        let waits = [
+            ("jobs.queue_wait_s", self.queue_wait),
+            ("jobs.first_token_s", self.first_token),
+            ("jobs.first_token_cold_s", self.first_token_cold),
+            ("jobs.between_tokens_s", self.between_tokens),
+        ];
+        check_waits(&waits)
+    }
+
     /// These over all the others.
     #[must_use]
     pub fn over(self, limits: Limits) -> Limits {
@@ -248,6 +278,27 @@ mod tests {
         check(|limits| limits.write_stall = Duration::ZERO, Some("gateway.write_stall_s"));
         check(|limits| limits.key_requests_per_minute = 0, None);
         check(|limits| limits.idempotency_kept = Duration::ZERO, None);
+    }
+
+    #[test]
+    fn so_is_one_with_which_no_job_could() {
+        let refused = |change: fn(&mut JobLimits)| {
+            let mut limits = JobLimits::default();
+            change(&mut limits);
+            match limits.check() {
+                Err(ConfigError::OutOfRange { setting, .. }) => Some(setting),
+                _ => None,
+            }
+        };
+        assert_eq!(refused(|_| {}), None);
+        assert_eq!(refused(|limits| limits.demo_queue_permille = Permille::new(0)), None);
+        assert_eq!(refused(|limits| limits.attempts_max = 0), Some("jobs.attempts_max"));
+        assert_eq!(refused(|limits| limits.first_token = Duration::ZERO), Some("jobs.first_token_s"));
+        let config = crate::config::Config {
+            limits: Limits { between_tokens: Duration::ZERO, ..Limits::default() },
+            ..crate::config::Config::default()
+        };
+        assert!(config.state().is_err(), "it is asked for at the start");
     }
 
     #[test]

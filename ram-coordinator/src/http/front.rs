@@ -67,7 +67,7 @@ impl Front {
             bodies: Shares::new(limits.bodies_bytes_max, limits.bodies_bytes_max / BODIES_SHARE),
             discards: Arc::new(Semaphore::new(DISCARDS_MAX)),
             answers: Mutex::new(Answers::new(bounds)),
-            providers: Snapshot::default(),
+            providers: Snapshot::of_many(),
             stats: Snapshot::default(),
             models: Snapshot::default(),
             network_models: Snapshot::default(),

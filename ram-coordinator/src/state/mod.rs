@@ -93,6 +93,13 @@ pub struct Limits {
     pub demo_tokens: TokenCount,
 }
 
+impl Limits {
+    /// Places of a model's queue that jobs of the demo key may take: a share of one place is a place.
+    const fn demo_places(&self) -> usize {
+        self.queue_per_model.saturating_mul(self.demo_queue_share.get() as usize).div_ceil(1000)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -422,11 +429,10 @@ impl Coordinator {
             return Err(JobError::TooManyOpen { most });
         }
         let prompts = self.jobs.prompt_bytes() + record.prompt_bytes;
-        let share = limits.queue_per_model.saturating_mul(limits.demo_queue_share.get() as usize) / 1000;
         let is_full = self.jobs.len() >= limits.jobs
             || self.jobs.queued(model) >= limits.queue_per_model
             || prompts > limits.prompt_bytes
-            || (is_demo && self.jobs.demo_queued(model) >= share);
+            || (is_demo && self.jobs.demo_queued(model) >= limits.demo_places());
         if is_full { Err(JobError::QueueFull(asked)) } else { Ok(()) }
     }
 
@@ -440,7 +446,22 @@ impl Coordinator {
             Ok(()) => {
                 self.jobs.queue(job, now);
                 self.dispatch(job, now, effects);
+                self.check_queue(job, effects);
             }
+        }
+    }
+
+    /// Ends a job that has just come to wait where no place is left: while the store held money for those before it,
+    /// nobody could know whether they would wait.
+    fn check_queue(&mut self, job: JobId, effects: &mut Vec<Effect>) {
+        let limits = self.config.limits;
+        let Some(record) = self.jobs.get_mut(job) else { return };
+        let (is_demo, model) = (matches!(record.payer, Payer::Demo(_)), record.job.model.clone());
+        let waits = matches!(record.phase, Phase::Queued { .. });
+        let is_over = self.jobs.queued(&model) > limits.queue_per_model
+            || (is_demo && self.jobs.demo_queued(&model) > limits.demo_places());
+        if waits && is_over {
+            self.void(job, Some(JobError::QueueFull(model)), effects);
         }
     }
 

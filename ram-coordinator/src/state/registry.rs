@@ -143,10 +143,11 @@ impl Registry {
         self.last_epoch = self.last_epoch.next().max(Epoch::new(now.as_millis()));
         let epoch = self.last_epoch;
         self.sockets.insert(conn, Socket::Registered(provider));
-        index(&mut self.by_model, provider, &register.spec.offers);
+        let spec = ProviderSpec { offers: known(register.spec.offers), ..register.spec };
+        index(&mut self.by_model, provider, &spec.offers);
         let node = Node {
             conn,
-            spec: register.spec,
+            spec,
             load: bounded(register.load),
             since: now,
             last_word: now,
@@ -173,6 +174,7 @@ impl Registry {
         if offers.len() > OFFERS_MAX {
             return false;
         }
+        let offers = known(offers);
         // What it says may be a heartbeat old. Ours are counted here, by the message; only foreign ones are believed.
         let foreign = load.running.saturating_sub(count(&node.running));
         node.load = Load { running: foreign, ..bounded(load) };
@@ -293,11 +295,21 @@ impl Registry {
     }
 }
 
+/// The offers of models that the catalogue knows by full id, each once: all others have no price, are offered to nobody,
+/// and would only be carried about.
+fn known(offers: Vec<ModelOffer>) -> Vec<ModelOffer> {
+    let mut seen = BTreeSet::new();
+    let mut is_new = |offer: &ModelOffer| {
+        let spec = catalog::resolve(offer.model.as_str()).filter(|spec| spec.id == offer.model.as_str());
+        spec.is_some_and(|spec| seen.insert(spec.id))
+    };
+    offers.into_iter().filter(|offer| is_new(offer)).collect()
+}
+
 type ByModel = BTreeMap<ModelId, BTreeSet<ProviderId>>;
 
 fn index(by_model: &mut ByModel, provider: ProviderId, offers: &[ModelOffer]) {
-    // A model that the catalogue does not know has no price, so it is not offered to anyone.
-    for offer in offers.iter().filter(|offer| catalog::resolve(offer.model.as_str()).is_some()) {
+    for offer in offers {
         by_model.entry(offer.model.clone()).or_default().insert(provider);
     }
 }

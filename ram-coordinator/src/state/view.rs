@@ -40,7 +40,8 @@ impl Coordinator {
     #[must_use]
     pub fn explain(&self, id: ProviderId, now: Timestamp) -> Option<ProviderView> {
         let node = self.registry.node(id)?;
-        let explain = node.spec.offers.iter().map(|offer| self.explain_model(id, node, &offer.model, now));
+        let explain =
+            node.spec.offers.iter().filter_map(|offer| self.explain_model(id, node, &offer.model, now));
         Some(ProviderView {
             reputation: self.standings.of(id, now),
             silent_seconds: Some(now.since(node.last_word).as_secs()),
@@ -55,14 +56,13 @@ impl Coordinator {
         node: &Node,
         model: &ModelId,
         now: Timestamp,
-    ) -> ModelExplanation {
-        let refusal = match catalog::resolve(model.as_str()) {
-            None => Err("the network's catalogue does not know this model".to_owned()),
-            Some(_) if self.draining => Err("the coordinator is shutting down".to_owned()),
-            Some(spec) => {
-                let candidate = self.registry.candidate(id, node, model, self.standings.of(id, now), now);
-                Ok(route::examine(&candidate, &wish_for(spec, USUAL_PROMPT, USUAL_ANSWER)).err())
-            }
+    ) -> Option<ModelExplanation> {
+        let spec = catalog::resolve(model.as_str())?;
+        let refusal = if self.draining {
+            Err("the coordinator is shutting down".to_owned())
+        } else {
+            let candidate = self.registry.candidate(id, node, model, self.standings.of(id, now), now);
+            Ok(route::examine(&candidate, &wish_for(spec, USUAL_PROMPT, USUAL_ANSWER)).err())
         };
         let (refusal, why) = match refusal {
             Ok(Some(Refusal::Draining)) if self.registry.is_withdrawn(id) => (
@@ -73,7 +73,7 @@ impl Coordinator {
             Err(why) => (None, Some(why)),
         };
         let queued = self.jobs.queued(model) as u64;
-        ModelExplanation { model: model.clone(), would_serve: why.is_none(), refusal, why, queued }
+        Some(ModelExplanation { model: model.clone(), would_serve: why.is_none(), refusal, why, queued })
     }
 
     fn view(&self, id: ProviderId, node: &Node) -> ProviderView {

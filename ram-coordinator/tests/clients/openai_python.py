@@ -492,8 +492,12 @@ def freed():
 
 
 def running():
-    with urllib.request.urlopen(BASE.removesuffix("/v1") + "/api/v1/providers") as response:
-        return any(node["load"]["running"] for node in json.load(response)["providers"])
+    # The list may be a second old; each provider by its id is shown as it is.
+    def get(path):
+        with urllib.request.urlopen(BASE.removesuffix("/v1") + "/api/v1/providers" + path) as response:
+            return json.load(response)
+
+    return any(get(f"/{node['id']}")["load"]["running"] for node in get("")["providers"])
 
 
 @case()

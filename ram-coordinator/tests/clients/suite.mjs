@@ -71,6 +71,9 @@ export async function freed(begin) {
 }
 
 async function running() {
-    const { providers } = await (await fetch(`${BASE.slice(0, -"/v1".length)}/api/v1/providers`)).json();
-    return providers.some((node) => node.load.running > 0);
+    // The list may be a second old; each provider by its id is shown as it is.
+    const get = async (path) => (await fetch(`${BASE.slice(0, -"/v1".length)}/api/v1/providers${path}`)).json();
+    const { providers } = await get("");
+    const nodes = await Promise.all(providers.map(({ id }) => get(`/${id}`)));
+    return nodes.some((node) => node.load.running > 0);
 }

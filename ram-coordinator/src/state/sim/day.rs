@@ -569,17 +569,16 @@ fn each_model_that_a_node_offers_is_explained_in_the_dispatchers_words() {
     let heartbeat = ToCoordinator::Heartbeat {
         load: load(),
         memory_cap: Bytes::from_gib(4),
-        offers: vec![offers()[0].clone(), cold, unknown],
+        offers: vec![offers()[0].clone(), cold.clone(), unknown, cold],
     };
     day.say(ConnId(0), heartbeat);
     let view = day.night.coordinator.explain(day.id(0), day.night.now.after(Duration::from_secs(3))).unwrap();
     assert_eq!((view.silent_seconds, view.reputation.get(), view.draining), (Some(3), 500, false));
-    let [demo, heavy, unknown] = &view.explain.unwrap()[..] else { panic!("three models are offered") };
+    assert_eq!(view.models.len(), 2, "a model without a price is no offer, and one said twice is one");
+    let [demo, heavy] = &view.explain.unwrap()[..] else { panic!("two models are offered") };
     assert_eq!((demo.would_serve, demo.refusal, &demo.why), (true, None, &None));
     assert!(matches!(heavy.refusal, Some(Refusal::NotEnoughMemory { .. })));
     assert_eq!(heavy.why, heavy.refusal.map(|refusal| refusal.to_string()));
-    assert_eq!((unknown.would_serve, unknown.refusal), (false, None));
-    assert!(unknown.why.as_deref().unwrap().contains("catalogue"));
     day.say(ConnId(0), ToCoordinator::Draining);
     let view = day.night.coordinator.explain(day.id(0), day.night.now).unwrap();
     assert_eq!(view.explain.unwrap()[0].refusal, Some(Refusal::Draining));
@@ -653,6 +652,30 @@ fn the_demo_key_never_fills_a_queue() {
     }
     assert_eq!(queued, 2 + 4, "two run, and half of eight places are taken");
     assert_eq!(day.turned_away(submission(JobId::from_bits(99), Payer::Key("key".to_owned()))), None);
+}
+
+#[test]
+fn a_queue_is_no_longer_than_it_may_be_however_many_came_before_the_first_was_held() {
+    let mut day = Day::new(1);
+    let jobs: Vec<JobId> = (1..=20).map(JobId::from_bits).collect();
+    for &job in &jobs {
+        assert_eq!(day.turned_away(submission(job, Payer::Key("key".to_owned()))), None);
+    }
+    let held = |&job: &JobId| day.happen(Event::Held { job, result: Ok(()) });
+    let refused = jobs.iter().map(held).filter(|effects| {
+        effects.iter().any(|effect| {
+            matches!(effect, Effect::Reply { reply: Reply::Failed { error: JobError::QueueFull(_), .. }, .. })
+        })
+    });
+    assert_eq!(refused.count(), 20 - 2 - 8, "two run, and eight wait");
+}
+
+#[test]
+fn a_share_of_one_place_is_a_place() {
+    let mut day = Day::new(1);
+    day.night.coordinator.config.limits.queue_per_model = 1;
+    let demo = |job| submission(job, Payer::Demo("10.0.0.1".parse().unwrap()));
+    assert_eq!(day.turned_away(demo(JobId::from_bits(1))), None);
 }
 
 #[test]
