@@ -12,7 +12,8 @@
 //! Which of them run is told by [`Evidence`]: what cannot be read cannot be asked about. What is refused is physically
 //! impossible, so no honest node does it on any machine; a lie within that passes here, and is left to challenges and
 //! to recounts with the model's tokenizer. A count of tokens proves no lie: what a node drops from an answer, such as
-//! the line breaks behind a thought, has no bound that a user could not pass. It is only not paid. What a verdict costs whom stands in `docs/adr/0004-validation.md`.
+//! the line breaks behind a thought, has no bound that a user could not pass. It is only not paid. What a verdict costs
+//! whom stands in `docs/adr/0004-validation.md`.
 //!
 //! A [`Digest`] takes an answer in as it streams by; at its end [`judge`] gives the verdict.
 

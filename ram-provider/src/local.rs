@@ -3,8 +3,8 @@
 //! It validates requests with the very code of the gateway (`ram-proto`, `openai`), so that a program which works here
 //! works there. A stream's status and headers are held back until the first word or [`HELD_BACK`], so that an error
 //! before it keeps its real status; after that an error is the stream's last event, and no `[DONE]` follows it. Whoever
-//! hangs up or stops reading cancels the answer: its connection owns it. [`LocalLimits`] bound what all callers together
-//! can take.
+//! hangs up or stops reading cancels the answer: its connection owns it. [`LocalLimits`] bound what all callers
+//! together can take.
 //!
 //! Start at [`LocalServer::start`].
 

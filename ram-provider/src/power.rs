@@ -3,7 +3,7 @@
 //! | [`SleepGuard`] | on | held by | let go, also after `kill -9`, because |
 //! |---|---|---|---|
 //! | `Caffeinate` | macOS | `caffeinate -i -w PID` | it watches this process |
-//! | `SystemdInhibit` | Linux with logind | `systemd-inhibit --what=sleep:idle … cat` | our end of `cat`'s pipe closes |
+//! | `SystemdInhibit` | Linux, logind | `systemd-inhibit --what=sleep:idle … cat` | our end of `cat`'s pipe closes |
 //! | `Nothing` | others | nothing, and says so | |
 //!
 //! The display may still go dark, and a lid that is shut still means sleep. Start at [`hold`].

@@ -1,7 +1,7 @@
 //! The gateway: every path, who may take it, and what all answers have in common.
 //!
-//! Every answer to a request that reads as HTTP carries `x-request-id`, and every such error, also those of routing, has
-//! OpenAI's shape; what does not read is answered below us with a bare 400 or 431. Start at [`router`].
+//! Every answer to a request that reads as HTTP carries `x-request-id`, and every such error, also those of routing,
+//! has OpenAI's shape; what does not read is answered below us with a bare 400 or 431. Start at [`router`].
 
 pub mod admin;
 mod admission;

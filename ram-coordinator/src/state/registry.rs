@@ -295,8 +295,8 @@ impl Registry {
     }
 }
 
-/// The offers of models that the catalogue knows by full id, each once: all others have no price, are offered to nobody,
-/// and would only be carried about.
+/// The offers of models that the catalogue knows by full id, each once: all others have no price, are offered to
+/// nobody, and would only be carried about.
 fn known(offers: Vec<ModelOffer>) -> Vec<ModelOffer> {
     let mut seen = BTreeSet::new();
     let mut is_new = |offer: &ModelOffer| {

@@ -1,8 +1,8 @@
 //! What both servers of this API do alike: what they take of a request, and when a stream speaks.
 //!
-//! A client meets the gateway or a provider's own server, and must not be able to tell them apart. So their bounds stand
-//! here once, and so does all of their work that needs neither clock nor socket: a [`BodyIntake`] is fed with a body's
-//! pieces, an [`OpenStream`] with what was heard, or with the news that nothing was.
+//! A client meets the gateway or a provider's own server, and must not be able to tell them apart. So their bounds
+//! stand here once, and so does all of their work that needs neither clock nor socket: a [`BodyIntake`] is fed with a
+//! body's pieces, an [`OpenStream`] with what was heard, or with the news that nothing was.
 
 use std::fmt;
 use std::time::Duration;
@@ -144,6 +144,7 @@ mod tests {
     use super::*;
     use crate::openai::{AnswerPiece, CompletionHead, CompletionId, XramFields};
     use ram_core::id::JobId;
+    use ram_core::job::FinishReason;
     use ram_core::job::Usage;
     use ram_core::units::Timestamp;
     use std::num::NonZeroU8;
@@ -199,6 +200,7 @@ mod tests {
         let piece = AnswerPiece { content: "Paris".into(), ..AnswerPiece::default() };
         let (first, mut stream) = answer().open(Some(Heard::Piece(0, piece))).unwrap();
         assert!(first.contains("Paris") && !stream.is_over());
+        assert!(!stream.hear(Some(Heard::Ended(0, FinishReason::Stop))).contains(sse::DONE_DATA));
         let last = stream.hear(Some(Heard::Done(Usage::default(), XramFields::default())));
         assert!(last.ends_with(sse::DONE) && stream.is_over());
     }

@@ -390,11 +390,13 @@ mod tests {
         let mut splitter = Splitter::new(Start::Answer, Some(calls));
         let mut push = |text: &str| splitter.push(&text.into(), TokenCount::new(1), vec![logprob(text)]);
         let silent = Piece { tokens: TokenCount::new(1), ..Piece::default() };
-        assert_eq!(push("<tool_call>"), Some(silent.clone()));
-        for _ in 0..1000 {
-            assert_eq!(push("\n"), Some(silent.clone()), "a call that takes long is still being written");
+        for text in ["<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {\"place\": \""] {
+            assert_eq!(push(text), Some(silent.clone()));
         }
-        let rest = ["{\"name\": \"get_weather\", ", "\"arguments\": {}}\n", "</tool_call>"].map(push);
+        for _ in 0..1000 {
+            assert_eq!(push("far "), Some(silent.clone()), "a call that takes long is still being written");
+        }
+        let rest = ["away\"", "}}\n", "</tool_call>"].map(push);
         let calls = rest.iter().flatten().map(|piece| (piece.tokens.get(), piece.tool_calls.len()));
         assert_eq!(calls.collect::<Vec<_>>(), [(1, 0), (1, 0), (1, 1)]);
         assert_eq!(splitter.finish(), None, "each token is told of once");
