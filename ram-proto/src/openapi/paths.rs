@@ -76,7 +76,7 @@ fn chat_completion() -> Operation {
             failed("The `idempotency-key` stands for a request with another body: `idempotency_key_reused`."),
         )
         .response("429", limited())
-        .response("500", failed("Something went wrong here: `internal_error`."))
+        .response("500", failed("Something went wrong here: `internal_error`; or the answer grew too long to be gathered: `answer_too_long`."))
         .response("503", busy())
         .response("504", failed("No provider answered in time: `timeout`."))
         .build()
