@@ -33,5 +33,6 @@ def chat(body):
         body["messages"] = [{"role": "user", "content": "hi"}]
     if body.get("tools"):
         body["tools"] = list({tool["function"]["name"]: tool for tool in body["tools"]}.values())
+        body["tool_choice"] = "none"  # this model's template knows no functions, so it is told of none
     if not body.get("max_tokens"):
         body["max_completion_tokens"] = 8
