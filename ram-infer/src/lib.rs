@@ -31,6 +31,8 @@ pub mod tokenize;
 
 mod folder;
 mod guard;
+#[allow(dead_code, unused_imports, reason = "the layers are put onto it next")]
+mod kernel;
 mod nn;
 mod quant;
 mod scope;
