@@ -193,6 +193,7 @@ fn layer(at: &Scope<'_>) -> Result<DecoderLayer, InferError> {
         Architecture::Mistral => mistral::layer(at),
         Architecture::Qwen2 => qwen2::layer(at),
         Architecture::Qwen3 => qwen3::layer(at),
+        other => Err(InferError::UnsupportedArchitecture { model_type: other.to_string() }),
     }
 }
 

@@ -3,16 +3,16 @@
 //! Pair i of a head is its numbers i and i + D/2. At position p it is turned by the angle p * f(i), where
 //! f(i) = theta^(-2i/D), stretched for long contexts as config.json says.
 
-use std::f64::consts::TAU;
-
 use candle_core::{DType, Device, Tensor};
 
-use crate::config::{RopeConfig, RopeScaling};
+use crate::config::RopeConfig;
 
 /// The angles by which one position turns each pair of a head.
 pub(crate) struct Rope {
     /// (D/2)
     frequencies: Vec<f64>,
+    /// What the turned numbers are multiplied with.
+    magnitude: f64,
 }
 
 /// Cosines and sines of a run of positions, (T, D/2) each.
@@ -24,9 +24,7 @@ pub(crate) struct Turns {
 impl Rope {
     /// The encoding of heads of `head_dim` numbers.
     pub(crate) fn new(config: &RopeConfig, head_dim: usize) -> Self {
-        let exponent = |pair: usize| 2.0 * pair as f64 / head_dim as f64;
-        let frequency = |pair| stretched(config.theta.powf(-exponent(pair)), config.scaling);
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect() }
+        Self { frequencies: config.frequencies(head_dim), magnitude: config.magnitude() }
     }
 
     /// What turns the `tokens` positions from `first` on.
@@ -43,7 +41,7 @@ impl Rope {
             |position: usize| self.frequencies.iter().map(move |frequency| position as f64 * frequency);
         let angles: Vec<f64> = (first..first + tokens).flat_map(angle).collect();
         let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|angle| of(*angle) as f32).collect();
+            let values: Vec<f32> = angles.iter().map(|angle| (self.magnitude * of(*angle)) as f32).collect();
             Tensor::from_vec(values, (tokens, self.frequencies.len()), &Device::Cpu)?
                 .to_dtype(dtype)?
                 .to_device(device)
@@ -59,25 +57,14 @@ impl Turns {
     }
 }
 
-/// A frequency after the stretching of its wavelength.
-fn stretched(frequency: f64, scaling: RopeScaling) -> f64 {
-    match scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            // How often the wave fits the first training's context.
-            let waves = original_context * frequency / TAU;
-            let smooth = ((waves - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-            frequency * ((1.0 - smooth) / factor + smooth)
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use std::f64::consts::TAU;
+
     use super::*;
+    use crate::config::RopeScaling;
 
     const LLAMA_3_2: RopeConfig = RopeConfig {
         theta: 500_000.0,

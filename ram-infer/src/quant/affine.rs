@@ -12,7 +12,7 @@ use safetensors::tensor::Dtype;
 use super::Inputs;
 use super::floats::Floats;
 use super::simd::{self, Kernel, LANES, MultiplyAdd};
-use crate::config::{AffineFormat, ModuleFormat};
+use crate::config::{AffineFormat, Format, ModuleFormat};
 use crate::error::InferError;
 use crate::scope::Scope;
 use crate::weights::{Span, Stored};
@@ -80,22 +80,21 @@ fn format(at: &Scope<'_>, weight: &Stored, scales: &Stored, cols: usize) -> Resu
         return Err(InferError::TensorDtype { tensor, expected: "u32, as packed weights are", actual });
     }
     let last = |stored: &Stored| stored.shape.last().copied().unwrap_or(0);
-    let bits = last(weight).checked_mul(32).filter(|bits| bits.is_multiple_of(cols)).map(|bits| bits / cols);
-    let group_size = cols.checked_div(last(scales)).filter(|size| size * last(scales) == cols);
-    let (Some(bits), Some(group_size)) = (bits, group_size) else {
-        let shapes = format!("{:?} with scales {:?} for {cols} inputs", weight.shape, scales.shape);
-        return Err(unsupported(shapes));
-    };
-    let found = AffineFormat::new(bits, group_size)
-        .ok_or_else(|| unsupported(format!("affine, {bits} bits in groups of {group_size}")))?;
+    let shapes = || format!("{:?} with scales {:?} for {cols} inputs", weight.shape, scales.shape);
+    let found = Format::of_rows(cols, last(weight), last(scales), true);
+    let found = found.ok_or_else(|| unsupported(shapes()))?;
     match at.format_override() {
-        Some(ModuleFormat::Affine(stated)) if stated != found => {
-            Err(unsupported(format!("{found}, where config.json says {stated}")))
+        Some(ModuleFormat::Packed(stated)) if stated != found => {
+            return Err(unsupported(format!("{found}, where config.json says {stated}")));
         }
         Some(ModuleFormat::Plain) => {
-            Err(unsupported(format!("{found}, where config.json says that it is not")))
+            return Err(unsupported(format!("{found}, where config.json says that it is not")));
         }
-        _ => Ok(found),
+        _ => {}
+    }
+    match found {
+        Format::Affine(affine) if matches!(affine.bits(), 4 | 8) => Ok(affine),
+        other => Err(unsupported(other.to_string())),
     }
 }
 
@@ -133,7 +132,7 @@ impl Kernel for Products<'_> {
             (8, 32) => self.rows::<M, 8, 32>(),
             (8, 64) => self.rows::<M, 8, 64>(),
             (8, 128) => self.rows::<M, 8, 128>(),
-            _ => unreachable!("AffineFormat holds no other format"),
+            _ => unreachable!("Affine holds no other format"),
         }
     }
 }

@@ -66,7 +66,7 @@ impl Matrix {
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`], [`InferError::TensorDtype`],
     /// [`InferError::UnsupportedQuantization`].
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Self, InferError> {
-        let stated_packed = matches!(at.format_override(), Some(ModuleFormat::Affine(_)));
+        let stated_packed = matches!(at.format_override(), Some(ModuleFormat::Packed(_)));
         let weights = if at.has("scales") || stated_packed {
             Weights::Affine(Affine::load(at, rows, cols)?)
         } else {
