@@ -213,7 +213,9 @@ impl ModelConfig {
         let attention = match &self.mla {
             // Absorbed, a head's query is as wide as what is cached.
             Some(mla) => self.heads * (self.head_dim + 2 * mla.kv_lora_rank + mla.v_head_dim),
-            None => 2 * (self.heads + self.kv_heads) * self.head_dim,
+            // Hybrids make a gate beside the queries.
+            None if self.delta.is_some() => 2 * (self.heads + self.kv_heads) * self.head_dim,
+            None => (self.heads + 2 * self.kv_heads) * self.head_dim,
         };
         let delta = self.delta.as_ref().map_or(0, |delta| 2 * delta.channels());
         let experts = self.moe.as_ref().map_or(0, |moe| {
@@ -254,15 +256,7 @@ impl ModelConfig {
         if self.moe.is_some() || self.mla.is_some() || self.delta.is_some() {
             return Err(InferError::UnsupportedArchitecture { model_type: self.architecture.to_string() });
         }
-        let computed = |format| matches!(format, Format::Affine(affine) if matches!(affine.bits(), 4 | 8));
-        let mut formats = self.quantization.iter().flat_map(QuantizationConfig::formats);
-        match formats.find(|(_, format)| !computed(*format)) {
-            Some((path, format)) => Err(InferError::UnsupportedQuantization {
-                path: shortened(path),
-                format: format.to_string(),
-            }),
-            None => Ok(()),
-        }
+        Ok(())
     }
 }
 
@@ -325,11 +319,7 @@ fn intermediate_size(fields: &Fields<'_>, moe: Option<&MoeConfig>) -> Result<usi
 }
 
 /// How many numbers of a head are turned: all, or in hybrids as many as the file says.
-fn rotary_dim(
-    fields: &Fields<'_>,
-    architecture: Architecture,
-    head_dim: usize,
-) -> Result<usize, InferError> {
+fn rotary_dim(fields: &Fields<'_>, architecture: Architecture, head_dim: usize) -> Result<usize, InferError> {
     let stated = if architecture.is_hybrid() { rope::partial_rotation(fields)? } else { Some(1.0) };
     let factor = stated.ok_or_else(|| fields.missing("partial_rotary_factor"))?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a factor from 0 to 1")]
@@ -472,6 +462,143 @@ mod tests {
         assert_eq!(window("qwen2", json!(4096)), None);
         let used = read(&json!({"use_sliding_window": true})).unwrap_err();
         assert!(matches!(used, InferError::Unsupported { field, .. } if field == "use_sliding_window"));
+    }
+
+    #[test]
+    fn yarn_reads_with_what_its_paper_says_of_the_rest() {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768});
+        let rope = read(&json!({"rope_scaling": yarn})).unwrap().rope;
+        let RopeScaling::Yarn { factor, beta_fast, beta_slow, .. } = rope.scaling else { panic!("{rope:?}") };
+        assert_eq!((factor, beta_fast, beta_slow), (4.0, 32.0, 1.0));
+        assert!((rope.magnitude() - (0.1 * 4.0_f64.ln() + 1.0)).abs() < 1e-12);
+        let plain = RopeConfig { scaling: RopeScaling::None, ..rope }.frequencies(128);
+        let found = rope.frequencies(128);
+        assert_eq!(found[..10], plain[..10]);
+        assert_eq!(found[63], plain[63] / 4.0);
+        assert!(found.is_sorted_by(|a, b| a > b));
+        for (field, value) in [("attention_factor", json!(2.0)), ("truncate", json!(false))] {
+            let mut yarn = yarn.clone();
+            yarn[field] = value;
+            let error = read(&json!({"rope_scaling": yarn})).unwrap_err();
+            assert!(matches!(error, InferError::Unsupported { field: named, .. } if named.ends_with(field)));
+        }
+    }
+
+    /// The `config.json` of a fixture, but for what `changes` says of its own or its text's fields.
+    fn fixture(name: &str, changes: &Value) -> Result<ModelConfig, InferError> {
+        let path = format!("{}/tests/fixtures/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let mut config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let inner = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
+        for (name, value) in changes.as_object().unwrap() {
+            inner[name] = value.clone();
+        }
+        ModelConfig::parse(&config, None)
+    }
+
+    #[test]
+    fn qwens_experts_read_and_say_in_which_layers_they_are() {
+        let config = fixture("qwen3-moe-4bit-g64", &json!({})).unwrap();
+        let moe = config.moe.unwrap();
+        assert_eq!(moe.sparse, [true, false, true]);
+        assert_eq!((moe.experts, moe.experts_per_token, moe.expert_width), (8, 3, 64));
+        assert_eq!((moe.shared, moe.scoring, moe.norm_topk_prob), (None, Scoring::Softmax, true));
+        assert_eq!(config.intermediate_size, 128);
+        let changes = json!({"mlp_only_layers": [], "intermediate_size": null});
+        let config = fixture("qwen3-moe-4bit-g64", &changes).unwrap();
+        assert_eq!((config.moe.unwrap().sparse, config.intermediate_size), (vec![true; 3], 0));
+        let stepped = json!({"mlp_only_layers": [], "decoder_sparse_step": 2});
+        assert_eq!(
+            fixture("qwen3-moe-4bit-g64", &stepped).unwrap().moe.unwrap().sparse,
+            [false, true, false]
+        );
+    }
+
+    #[test]
+    fn hybrids_read_wherever_their_fields_stand() {
+        for name in ["qwen3-next-4bit-g64", "qwen3-5-4bit-g64", "qwen3-5-moe-nvfp4"] {
+            let config = fixture(name, &json!({})).unwrap();
+            let delta = config.delta.as_ref().unwrap();
+            assert_eq!(delta.linear, [true, true, true, false], "{name}");
+            assert_eq!((delta.key_heads, delta.value_heads, delta.kernel), (2, 4, 4));
+            assert_eq!((delta.key_dim, delta.value_dim, delta.channels()), (32, 16, 192));
+            assert_eq!((config.head_dim, config.rotary_dim), (32, 8));
+            assert_eq!(config.cached_numbers(), 2 * 2 * 32);
+            assert_eq!(config.state_numbers(), 3 * (4 * 16 * 32 + 3 * 192));
+            let shared = config.moe.map(|moe| moe.shared.unwrap());
+            let expected = (name != "qwen3-5-4bit-g64").then_some(SharedExpert { width: 64, gated: true });
+            assert_eq!(shared, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn deepseek_reads_with_its_groups_and_ranks() {
+        let config = fixture("deepseek-4bit-g32-yarn", &json!({})).unwrap();
+        let (moe, mla) = (config.moe.as_ref().unwrap(), config.mla.unwrap());
+        assert_eq!(moe.sparse, [false, true, true]);
+        assert_eq!(moe.scoring, Scoring::Sigmoid { groups: 4, groups_per_token: 2 });
+        assert_eq!(moe.shared, Some(SharedExpert { width: 64, gated: false }));
+        assert_eq!((mla.q_lora_rank, mla.kv_lora_rank, mla.qk_head_dim()), (Some(64), 64, 48));
+        assert_eq!((config.head_dim, config.rotary_dim), (48, 16));
+        assert_eq!(config.cached_numbers(), 3 * (64 + 16));
+        let dense = fixture("deepseek-4bit-g32-yarn", &json!({"n_routed_experts": null})).unwrap();
+        assert_eq!(dense.moe, None);
+    }
+
+    #[test]
+    fn the_richer_families_refuse_by_name_what_they_cannot_mean() {
+        let (moe, next, deepseek) = ("qwen3-moe-4bit-g64", "qwen3-next-4bit-g64", "deepseek-4bit-g32-yarn");
+        for (name, field, value) in [
+            (moe, "num_experts", json!(0)),
+            (moe, "num_experts", json!(1 << 20)),
+            (moe, "num_experts_per_tok", json!(9)),
+            (moe, "moe_intermediate_size", json!(1u64 << 40)),
+            (moe, "mlp_only_layers", json!(["a"])),
+            (moe, "decoder_sparse_step", json!(0)),
+            (next, "linear_num_value_heads", json!(3)),
+            (next, "linear_conv_kernel_dim", json!(1000)),
+            (next, "linear_key_head_dim", json!(1 << 20)),
+            (next, "partial_rotary_factor", json!(0.0)),
+            (next, "layer_types", json!(["full_attention"])),
+            (
+                "qwen3-5-4bit-g64",
+                "layer_types",
+                json!(["linear_attention", "linear_attention", "linear_attention", "linear_attention"]),
+            ),
+            (deepseek, "n_group", json!(5)),
+            (deepseek, "n_group", json!(12)),
+            (deepseek, "topk_group", json!(5)),
+            (deepseek, "num_experts_per_tok", json!(7)),
+            (deepseek, "qk_rope_head_dim", json!(15)),
+            (deepseek, "kv_lora_rank", json!(0)),
+            (deepseek, "n_shared_experts", json!(65)),
+        ] {
+            let error = fixture(name, &json!({field: value})).unwrap_err();
+            let named = matches!(&error, InferError::BadField { field: named, .. } if named.ends_with(field));
+            assert!(named, "{field} = {value}: {error:?}");
+        }
+        for (name, field, value) in [
+            (deepseek, "scoring_func", json!("softmax")),
+            (deepseek, "topk_method", json!("greedy")),
+            (deepseek, "rope_interleave", json!(false)),
+            (next, "attn_output_gate", json!(false)),
+            (moe, "partial_rotary_factor", json!(0.5)),
+            (moe, "use_sliding_window", json!(true)),
+        ] {
+            let error = fixture(name, &json!({field: value})).unwrap_err();
+            let named = matches!(&error, InferError::Unsupported { field: named, .. } if named == field);
+            assert!(named, "{field} = {value}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn experts_and_states_count_as_size() {
+        let many = json!({"num_experts": 4096, "moe_intermediate_size": 1 << 19, "hidden_size": 1 << 13});
+        let error = fixture("qwen3-moe-4bit-g64", &many).unwrap_err();
+        assert!(matches!(error, InferError::BadField { field, .. } if field == "hidden_size"));
+        let wide = json!({"linear_num_key_heads": 1024, "linear_num_value_heads": 1024,
+            "linear_key_head_dim": 1024, "linear_value_head_dim": 1024});
+        let error = fixture("qwen3-next-4bit-g64", &wide).unwrap_err();
+        assert!(matches!(error, InferError::BadField { field, .. } if field == "linear_value_head_dim"));
     }
 
     #[test]

@@ -258,7 +258,7 @@ fn what_this_engine_does_not_do_is_refused_by_name() {
         ("rope_traditional", json!(true)),
         ("partial_rotary_factor", json!(0.5)),
         ("layer_types", json!(["sliding_attention"])),
-        ("rope_scaling.rope_type", json!("yarn")),
+        ("rope_scaling.rope_type", json!("longrope")),
     ] {
         let error = with_field(field, value);
         let InferError::Unsupported { field: named, .. } = &error else { panic!("{field}: {error:?}") };

@@ -162,9 +162,7 @@ impl RopeScaling {
         let computed = grown(factor, mscale) / grown(factor, mscale_all_dim);
         match stated.filter(|stated| (stated - computed).abs() > 1e-4) {
             Some(stated) => Err(fields.unsupported("attention_factor", &stated.to_string())),
-            None => {
-                Ok(Self::Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim })
-            }
+            None => Ok(Self::Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim }),
         }
     }
 }

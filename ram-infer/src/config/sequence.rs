@@ -39,10 +39,7 @@ pub struct DeltaConfig {
 
 impl MlaConfig {
     /// Reads what DeepSeek needs; `None` for other families.
-    pub(super) fn parse(
-        fields: &Fields<'_>,
-        architecture: Architecture,
-    ) -> Result<Option<Self>, InferError> {
+    pub(super) fn parse(fields: &Fields<'_>, architecture: Architecture) -> Result<Option<Self>, InferError> {
         if architecture != Architecture::DeepseekV3 {
             return Ok(None);
         }

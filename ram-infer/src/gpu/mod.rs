@@ -176,7 +176,7 @@ mod tests {
         let (config, weights) = (ModelConfig::read(dir).unwrap(), Weights::open(dir).unwrap());
         let root = Scope::root(&weights, &config, crate::device::Device::Cpu, &Device::Cpu);
         let tied = config.tie_word_embeddings.unwrap_or_else(|| !root.has("lm_head.weight"));
-        let model = DeviceModel::load(&root, models::recipe(&config), tied).unwrap();
+        let model = DeviceModel::load(&root, models::recipe(&config).unwrap(), tied).unwrap();
         let mut kv = DeviceKv::new(1);
         let part = |tokens, position, logits| Part { tokens, position, blocks: &[BlockId(0)], slot: 0, logits };
         let (first, rest) = tokens.split_at(tokens.len() / 2);

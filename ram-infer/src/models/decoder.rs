@@ -65,7 +65,8 @@ impl Decoder {
         };
         let head = shard.head.then(head).transpose()?;
         let numbers = shard.layers.first()..shard.layers.end();
-        let layer = |number| DecoderLayer::load(&model.enter(&format!("layers.{number}")), recipe(config));
+        let recipe = recipe(config)?;
+        let layer = |number| DecoderLayer::load(&model.enter(&format!("layers.{number}")), recipe);
         let layers: Vec<_> = numbers.map(layer).collect::<Result<_, _>>()?;
         let attends = LayerKv::Positions { heads: kv_heads, keys: head_dim, values: head_dim };
         Ok(Self {

@@ -144,7 +144,7 @@ impl Model {
                 return Err(InferError::WholeOnly { device: options.device });
             }
             Device::Metal | Device::Cuda => {
-                Body::Device(Box::new(DeviceModel::load(&root, recipe(&config), tied)?))
+                Body::Device(Box::new(DeviceModel::load(&root, recipe(&config)?, tied)?))
             }
         };
         weights.check_all_taken(|name| is_left_over(name, tied) || !is_of(name, shard))?;
@@ -320,13 +320,16 @@ impl fmt::Debug for Output {
 }
 
 /// How the layers of a family attend.
-pub(crate) const fn recipe(config: &ModelConfig) -> Recipe {
+///
+/// # Errors
+/// [`InferError::UnsupportedArchitecture`] for a family whose layers are of another kind.
+pub(crate) fn recipe(config: &ModelConfig) -> Result<Recipe, InferError> {
     match config.architecture {
-        Architecture::Llama => llama::attention(config),
-        Architecture::Mistral => mistral::attention(),
-        Architecture::Qwen2 => qwen2::attention(),
-        Architecture::Qwen3 | Architecture::Qwen3Moe => qwen3::attention(config),
-        _ => unreachable!(),
+        Architecture::Llama => Ok(llama::attention(config)),
+        Architecture::Mistral => Ok(mistral::attention()),
+        Architecture::Qwen2 => Ok(qwen2::attention()),
+        Architecture::Qwen3 => Ok(qwen3::attention(config)),
+        other => Err(InferError::UnsupportedArchitecture { model_type: other.to_string() }),
     }
 }
 
