@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`config`] | what `config.json` says of a model, checked |
 //! | [`models`] | the model: weights of a folder, and the forward pass; one architecture a file |
+//! | [`batch`] | a pass over many sequences, and the blocks of their keys and values |
 //! | [`cache`] | keys and values of one sequence |
 //! | [`tokenize`] | words to tokens, and tokens to text that streams |
 //! | [`sample`] | which token comes next |
@@ -15,6 +16,7 @@
 //! Start at [`engine::Engine`], or at [`models::Model::load`] for logits alone. With the feature `demo` the bundled
 //! model is part of the program (`demo::unpack`); with the feature `hub` models are fetched (`hub::Hub`).
 
+pub mod batch;
 pub mod cache;
 pub mod config;
 #[cfg(feature = "demo")]
