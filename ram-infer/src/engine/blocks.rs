@@ -262,3 +262,88 @@ impl Ledger {
         assert!(self.idle() <= self.limits.idle_max);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three full blocks, and some.
+    fn tokens() -> Vec<u32> {
+        (0..3 * BLOCK_TOKENS as u32 + 5).collect()
+    }
+
+    fn ledger(blocks_max: usize, idle_max: usize) -> Ledger {
+        Ledger::new(BlockLimits { blocks_max, idle_max })
+    }
+
+    /// A sequence of these tokens and one more, admitted.
+    fn begin(ledger: &mut Ledger, tokens: &[u32]) -> Option<Lease> {
+        match ledger.admit(tokens, tokens.len() + 1) {
+            Admission::Now(lease) => Some(lease),
+            Admission::Later | Admission::Never => None,
+        }
+    }
+
+    /// Computes the rest of a sequence; returns how many of its tokens were computed already.
+    fn compute(ledger: &mut Ledger, lease: &mut Lease, tokens: &[u32]) -> usize {
+        let known = lease.shared_positions();
+        ledger.extend(lease, tokens.len());
+        ledger.share(lease, tokens, tokens.len());
+        known
+    }
+
+    #[test]
+    fn a_shared_beginning_is_counted_once() {
+        let (mut ledger, tokens) = (ledger(6, 6), tokens());
+        let mut first = begin(&mut ledger, &tokens).unwrap();
+        assert_eq!(ledger.set_aside(), 4);
+        assert_eq!(compute(&mut ledger, &mut first, &tokens), 0);
+        let mut second = begin(&mut ledger, &tokens).unwrap();
+        assert_eq!(compute(&mut ledger, &mut second, &tokens), 3 * BLOCK_TOKENS);
+        assert_eq!(first.blocks()[..3], second.blocks()[..3]);
+        let third = begin(&mut ledger, &tokens).unwrap();
+        assert_eq!(ledger.set_aside(), 6);
+        assert!(matches!(ledger.admit(&tokens, tokens.len() + 1), Admission::Later));
+        ledger.check([&first, &second, &third].into_iter());
+        for lease in [first, third, second] {
+            ledger.end(lease);
+        }
+        ledger.check([].into_iter());
+        assert_eq!((ledger.set_aside(), ledger.idle(), ledger.released().len()), (0, 3, 2));
+    }
+
+    #[test]
+    fn of_what_two_have_computed_at_once_one_copy_is_kept() {
+        let (mut ledger, tokens) = (ledger(9, 9), tokens());
+        let mut leases = [begin(&mut ledger, &tokens).unwrap(), begin(&mut ledger, &tokens).unwrap()];
+        for lease in &mut leases {
+            assert_eq!(compute(&mut ledger, lease, &tokens), 0);
+        }
+        assert_eq!(leases[0].blocks()[..3], leases[1].blocks()[..3]);
+        assert_ne!(leases[0].blocks()[3], leases[1].blocks()[3]);
+        ledger.check(leases.iter());
+        assert_eq!((ledger.set_aside(), ledger.released().len()), (5, 3));
+    }
+
+    #[test]
+    fn no_more_is_kept_than_allowed_and_nothing_without_sharing() {
+        for (idle_max, kept) in [(9, 3), (2, 2), (0, 0)] {
+            let (mut ledger, tokens) = (ledger(9, idle_max), tokens());
+            let mut lease = begin(&mut ledger, &tokens).unwrap();
+            compute(&mut ledger, &mut lease, &tokens);
+            ledger.end(lease);
+            ledger.check([].into_iter());
+            assert_eq!((ledger.idle(), ledger.released().len()), (kept, 4 - kept));
+            let again = begin(&mut ledger, &tokens).unwrap();
+            assert_eq!(again.shared_positions(), kept * BLOCK_TOKENS, "the beginning, not the end, is kept");
+        }
+    }
+
+    #[test]
+    fn a_sequence_that_can_never_fit_is_told_at_once() {
+        let mut ledger = ledger(2, 2);
+        assert!(matches!(ledger.admit(&[1], 2 * BLOCK_TOKENS + 1), Admission::Never));
+        assert!(matches!(ledger.admit(&[1], 2 * BLOCK_TOKENS), Admission::Now(_)));
+        assert!(matches!(ledger.admit(&[1], 1), Admission::Later));
+    }
+}

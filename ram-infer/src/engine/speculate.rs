@@ -10,8 +10,9 @@
 //! … the red fox jumps over … and the red fox | jumps over      <- guessed from the place with the longest match
 //! ```
 //!
-//! The window, how many tokens are guessed, doubles when all were right, and shrinks to what was right when not. After
-//! guesses that were wrong from the first token on, none are made for a while, each time for longer.
+//! How many tokens are guessed hangs on how often such guesses were right so far in this sequence, by the length of the
+//! likeness: as many as are all right with a likelihood of [`WORTH`]. So the window grows where the text repeats itself,
+//! and closes where it only seems to; then it opens again by and by, for one try.
 
 use std::collections::HashMap;
 
@@ -21,32 +22,26 @@ pub(super) struct Drafter {
     last: HashMap<[u32; GRAM], u32>,
     /// At `position - GRAM`: where the run before that position was followed the time before.
     before: Vec<Option<u32>>,
-    /// Most tokens of the next guess.
-    window: usize,
-    /// Guesses to leave out.
-    resting: u32,
-    /// How often in a row a guess was wrong from its first token on.
-    misses: u32,
+    /// How likely a guessed token is right if those before it are, by the [`kind`] of likeness.
+    rates: [f32; KINDS],
+    /// The kind of the last guess.
+    kind: usize,
 }
 
 impl Drafter {
     /// A drafter that has read nothing.
     pub(super) fn new() -> Self {
-        Self { last: HashMap::new(), before: Vec::new(), window: WINDOW_FIRST, resting: 0, misses: 0 }
+        Self { last: HashMap::new(), before: Vec::new(), rates: RATES_FIRST, kind: 0 }
     }
 
     /// What may follow `tokens`, which are those of the call before and some more; at most `room` tokens. Reads each
     /// token once.
     pub(super) fn guess(&mut self, tokens: &[u32], room: usize) -> Vec<u32> {
         self.read(tokens);
-        let Some(found) = self.find(tokens) else { return Vec::new() };
-        if self.resting > 0 {
-            self.resting -= 1;
-            return Vec::new();
-        }
-        let window = if found.length < MATCH_SURE { self.window.min(WINDOW_UNSURE) } else { self.window };
         let mut guess: Vec<u32> = Vec::new();
-        for position in (found.position..).take(window.min(room)) {
+        let Some(Match { position: start, length }) = self.find(tokens) else { return guess };
+        self.kind = kind(length);
+        for position in (start..).take(self.window().min(room)) {
             // A match that reaches its own end goes on with what was just guessed: a repetition.
             let again = |guess: &[u32]| guess.get(position - tokens.len()).copied();
             let Some(token) = tokens.get(position).copied().or_else(|| again(&guess)) else { break };
@@ -55,23 +50,31 @@ impl Drafter {
         guess
     }
 
-    /// Learns how a guess went: so many of its tokens were right before the first wrong one.
+    /// Learns how the last guess went: so many of its tokens were right before the first wrong one.
     pub(super) fn learn(&mut self, guessed: usize, right: usize) {
-        if guessed == 0 {
-            return;
+        let rate = &mut self.rates[self.kind];
+        for _ in 0..right {
+            *rate += (1.0 - *rate) * LEARNING;
         }
-        if right > 0 {
-            self.misses = 0;
+        if right < guessed {
+            *rate -= *rate * LEARNING;
         }
-        if right == guessed {
-            self.window = (2 * self.window).min(WINDOW_MAX);
-        } else if right > 0 {
-            self.window = right.max(WINDOW_FIRST);
-        } else {
-            self.window = WINDOW_FIRST;
-            self.resting = (1 << self.misses.min(REST_DOUBLINGS)) - 1;
-            self.misses += 1;
+    }
+
+    /// How many tokens of the kind are worth a guess. A window that is closed opens a little each time.
+    fn window(&mut self) -> usize {
+        let rate = &mut self.rates[self.kind];
+        if *rate < WORTH {
+            *rate += FORGETTING;
+            return 0;
         }
+        let mut all_right = *rate;
+        let mut window = 1;
+        while window < WINDOW_MAX && all_right * *rate >= WORTH {
+            all_right *= *rate;
+            window += 1;
+        }
+        window
     }
 
     /// Takes note of every run that has a token after it.
@@ -111,19 +114,114 @@ struct Match {
     length: usize,
 }
 
+/// What a likeness of so many tokens says of the next one, one of [`KINDS`].
+const fn kind(length: usize) -> usize {
+    match length {
+        ..4 => 0,
+        4 => 1,
+        5..7 => 2,
+        7..10 => 3,
+        10..16 => 4,
+        _ => 5,
+    }
+}
+
 /// The shortest run that is looked up: of two tokens nearly every one has stood before, and says little.
 const GRAM: usize = 3;
 /// The longest likeness that is measured.
-const MATCH_MAX: usize = 16;
-/// From this likeness on the window is used whole.
-const MATCH_SURE: usize = 6;
+const MATCH_MAX: usize = 32;
 /// Places that are compared, the last ones first.
 const PLACES_MAX: usize = 16;
-/// The window after a guess that was wrong from its first token on, and at the start.
-const WINDOW_FIRST: usize = 3;
-/// The window where the likeness is small.
-const WINDOW_UNSURE: usize = 3;
-/// The widest window: further tokens cost more than they bring, as the pass is no longer bound by memory.
+/// The widest window: of more tokens a pass is no longer bound by memory.
 const WINDOW_MAX: usize = 15;
-/// The longest rest is two to this power, less one.
-const REST_DOUBLINGS: u32 = 5;
+/// What a checked token costs beside the pass for one token, at most.
+const WORTH: f32 = 0.4;
+/// Kinds of likeness.
+const KINDS: usize = 6;
+/// How likely each kind is right where nothing is known yet.
+const RATES_FIRST: [f32; KINDS] = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
+/// How much one token changes a likelihood.
+const LEARNING: f32 = 0.05;
+/// How much a closed window opens each time.
+const FORGETTING: f32 = 0.005;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What a new drafter guesses after a text, as text.
+    fn guess(text: &str, room: usize) -> String {
+        let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+        Drafter::new().guess(&tokens, room).into_iter().filter_map(char::from_u32).collect()
+    }
+
+    #[test]
+    fn the_place_with_the_longest_likeness_goes_on() {
+        assert_eq!(guess("one two three; two th", 2), "re");
+        assert_eq!(guess("a wolf ran, a dog ran. a wolf ra", 2), "n,", "not the last place, but the likest");
+        assert_eq!(guess("a dog ran, a dog ran. a dog ra", 2), "n.", "of equals the last place");
+        assert_eq!(guess("nothing of it", 9), "");
+        assert_eq!(guess("ab ab", 9), "", "two tokens say too little");
+        assert_eq!(guess("", 9), "");
+    }
+
+    #[test]
+    fn a_repetition_goes_on_past_its_own_end() {
+        assert_eq!(guess(&"xy".repeat(20), 7), "xyxyxyx");
+        assert_eq!(guess(&"=".repeat(40), 3), "===");
+        assert_eq!(guess(&"xy".repeat(20), 0), "");
+    }
+
+    /// How many tokens are guessed when each guess goes as `right` says, step by step.
+    fn windows(right: impl Fn(usize) -> usize, steps: usize) -> Vec<usize> {
+        let tokens: Vec<u32> = "a word, a word".bytes().map(u32::from).collect();
+        let mut drafter = Drafter::new();
+        let step = |_| {
+            let guessed = drafter.guess(&tokens, 99).len();
+            drafter.learn(guessed, right(guessed));
+            guessed
+        };
+        (0..steps).map(step).collect()
+    }
+
+    #[test]
+    fn the_window_follows_what_was_right() {
+        let all = windows(|guessed| guessed, 30);
+        assert!(all.is_sorted() && all[0] < 5 && all[29] == WINDOW_MAX, "{all:?}");
+        let none = windows(|_| 0, 500);
+        assert!(none[20..].iter().all(|guessed| *guessed <= 1), "{none:?}");
+        let tries = none[20..].iter().filter(|guessed| **guessed > 0).count();
+        assert!((40..120).contains(&tries), "a closed window opens by and by: {tries} times");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_is_the_longest_likeness(tokens in prop::collection::vec(0_u32..3, 0..60)) {
+            let mut drafter = Drafter::new();
+            for end in 0..=tokens.len() {
+                let tokens = &tokens[..end];
+                drafter.read(tokens);
+                let likeness = |position: usize| {
+                    let past = tokens[..position].iter().rev().zip(tokens.iter().rev());
+                    past.take_while(|(then, now)| then == now).count().min(MATCH_MAX)
+                };
+                let places: Vec<usize> = (0..end).rev().filter(|place| likeness(*place) >= GRAM).collect();
+                let best = places.iter().take(PLACES_MAX).map(|place| likeness(*place)).max();
+                let found = drafter.find(tokens);
+                prop_assert_eq!(found.map(|found| found.length), best);
+                if let Some(Match { position, length }) = found {
+                    prop_assert_eq!(likeness(position), length);
+                }
+            }
+        }
+
+        #[test]
+        fn a_guess_is_never_longer_than_its_room(
+            tokens in prop::collection::vec(0_u32..3, 0..60),
+            room in 0_usize..30,
+        ) {
+            prop_assert!(Drafter::new().guess(&tokens, room).len() <= room.min(WINDOW_MAX));
+        }
+    }
+}
