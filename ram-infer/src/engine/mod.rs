@@ -4,8 +4,9 @@
 //! Engine::submit ── prompt to tokens ──> queue ──> thread { Scheduler ──> Model } ──> Generation
 //! ```
 //!
-//! [`Engine`] and [`Generation`] are the two ends; `scheduler` decides who steps next and `answer` what a token says,
-//! both without a thread or a model; this file is the shell around them. Promises:
+//! [`Engine`] and [`Generation`] are the two ends. Between them, without a thread or a model: `scheduler` decides who
+//! takes part in the next pass, `blocks` where keys and values lie, `prefix` which of them come again, `speculate` what
+//! may follow, and `answer` what a token says. This file is the shell around them. Promises:
 //!
 //! - *Same seed, same prompt: same text*, alone or beside strangers.
 //! - Every [`Generation`] that was handed out ends with exactly one [`Event::End`], whatever becomes of the thread.

@@ -89,7 +89,7 @@ fn failed(failure: Failure) -> Event {
 
 /// A prompt of so many small letters.
 fn letters(count: usize) -> Vec<u32> {
-    (0..count).map(|index| 97 + (index * index + index / 7) as u32 % 26).collect()
+    (0_u32..).take(count).map(|index| 97 + (index * index + index / 7) % 26).collect()
 }
 
 #[test]
