@@ -24,7 +24,7 @@ use ram_core::layers::LayerRange;
 use ram_core::units::{Bytes, TokenCount};
 
 use self::decoder::Decoder;
-use crate::batch::{Part, Wanted};
+use crate::batch::{BlockId, Part, Rows, Wanted};
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
 use crate::device::Device;
@@ -296,6 +296,30 @@ impl Model {
             Some(&token) => Err(InferError::TokenOutOfRange { token, vocab_size }),
             None => Ok(()),
         }
+    }
+}
+
+impl Rows for Model {
+    type Kv = KvPool;
+
+    fn block_bytes(&self) -> Bytes {
+        Self::block_bytes(self)
+    }
+
+    fn is_recurrent(&self) -> bool {
+        Self::is_recurrent(self)
+    }
+
+    fn new_kv(&self, slots: usize) -> KvPool {
+        Self::new_kv(self, slots)
+    }
+
+    fn forward(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Vec<f32>>, InferError> {
+        self.forward_batch(parts, kv)
+    }
+
+    fn release(&self, block: BlockId, kv: &mut KvPool) {
+        kv.release(block);
     }
 }
 
