@@ -269,7 +269,7 @@ mod tests {
 
     /// Three full blocks, and some.
     fn tokens() -> Vec<u32> {
-        (0..3 * BLOCK_TOKENS as u32 + 5).collect()
+        (0..).take(3 * BLOCK_TOKENS + 5).collect()
     }
 
     fn ledger(blocks_max: usize, idle_max: usize) -> Ledger {
