@@ -206,6 +206,31 @@ pub enum InferError {
     /// A cache that another model made.
     #[error("the cache was made for a model of another shape")]
     CacheOfAnotherModel,
+    /// A run of layers that the model does not have.
+    #[error("layers up to {end} were asked for, of a model of {layers}")]
+    NoSuchLayers {
+        /// The end of the run.
+        end: u16,
+        /// Layers of the model.
+        layers: u16,
+    },
+    /// A part of a model, where only a whole one can be computed.
+    #[error("on {device} a model is computed whole")]
+    WholeOnly {
+        /// The device.
+        device: Device,
+    },
+    /// Logits, from a shard that puts out what the next one takes.
+    #[error("this shard has no head and gives no logits")]
+    NoHead,
+    /// Numbers for a shard that takes tokens, none for one that takes numbers, or too many or few.
+    #[error("a shard was given {actual:?} numbers to go on from, where {expected:?} were expected")]
+    ShardInput {
+        /// Numbers that it takes beside its tokens.
+        expected: Option<usize>,
+        /// Numbers given.
+        actual: Option<usize>,
+    },
     /// tokenizer.json is none, or one that its own library cannot use.
     #[error("`tokenizer.json` is no tokenizer: {problem}")]
     MalformedTokenizer {

@@ -1,15 +1,13 @@
 //! One layer of a decoder: attention and MLP, each behind a norm and beside the residual stream.
 
-use candle_core::Tensor;
-
-use super::attention::{Attention, Pass};
+use super::attention::{Attention, Recipe};
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
-use crate::cache::LayerCache;
+use super::{Pass, Workspace, sized};
 use crate::error::InferError;
 use crate::scope::Scope;
 
-/// `model.layers.N`, as all families of this crate have it; they differ in their attention.
+/// `model.layers.N`, as all families of this crate have it; they differ in what they attend with.
 pub(crate) struct DecoderLayer {
     input_layernorm: RmsNorm,
     self_attn: Attention,
@@ -18,28 +16,25 @@ pub(crate) struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    /// Loads what surrounds `self_attn` in the layer at this place.
+    /// Loads the layer at this place.
     ///
     /// # Errors
-    /// Those of [`RmsNorm::load`] and [`Mlp::load`].
-    pub(crate) fn load(at: &Scope<'_>, self_attn: Attention) -> Result<Self, InferError> {
-        let width = at.config().hidden_size;
+    /// Those of [`RmsNorm::load`], [`Attention::load`] and [`Mlp::load`].
+    pub(crate) fn load(at: &Scope<'_>, recipe: Recipe) -> Result<Self, InferError> {
+        let (width, inner) = (at.config().hidden_size, at.config().intermediate_size);
         Ok(Self {
             input_layernorm: RmsNorm::load(&at.enter("input_layernorm"), width)?,
-            self_attn,
+            self_attn: Attention::load(&at.enter("self_attn"), recipe)?,
             post_attention_layernorm: RmsNorm::load(&at.enter("post_attention_layernorm"), width)?,
-            mlp: Mlp::load(&at.enter("mlp"))?,
+            mlp: Mlp::load(&at.enter("mlp"), inner)?,
         })
     }
 
-    /// `x` is (T, E); returns (T, E). Writes T positions to `cache`.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass,
-        cache: &mut LayerCache,
-    ) -> candle_core::Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, cache)?)?;
-        &x + self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?
+    /// The layer, the `layer`th of those that are held here, over `x`, (T, E).
+    pub(crate) fn forward(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
+        self.input_layernorm.rows(pass, x, sized(&mut space.normed, x.len()));
+        self.self_attn.add_to(x, layer, pass, space);
+        self.post_attention_layernorm.rows(pass, x, sized(&mut space.normed, x.len()));
+        self.mlp.add_to(x, pass, space);
     }
 }

@@ -4,10 +4,10 @@
 //! whatever kind it may use. [`run`] compiles it once for each kind and asks the processor which it has.
 
 /// Numbers worked on side by side: one AVX-512 register, two of AVX2, four of NEON or SSE.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// A computation in plain Rust; `run` must be `#[inline(always)]`, or it is compiled for the oldest processor alone.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// What it answers.
     type Output;
 
@@ -16,7 +16,7 @@ pub(super) trait Kernel {
 }
 
 /// How a processor computes `x * y + sum`.
-pub(super) trait MultiplyAdd {
+pub(crate) trait MultiplyAdd {
     /// `x * y + sum`.
     fn madd(x: f32, y: f32, sum: f32) -> f32;
 }
@@ -46,7 +46,7 @@ impl MultiplyAdd for Separate {
 /// Runs a kernel in its fastest form for this processor.
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "calls code for instructions that not every processor has")]
-pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
     let avx512 = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
@@ -76,19 +76,19 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 
 /// Runs a kernel; every 64-bit ARM has the same vectors.
 #[cfg(target_arch = "aarch64")]
-pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Fused>()
 }
 
 /// Runs a kernel with what the compiler may use.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-pub(super) fn run<K: Kernel>(kernel: K) -> K::Output {
+pub(crate) fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Separate>()
 }
 
 /// The scalar product of two slices of one length.
 #[inline(always)]
-pub(super) fn dot<M: MultiplyAdd>(left: &[f32], right: &[f32]) -> f32 {
+pub(crate) fn dot<M: MultiplyAdd>(left: &[f32], right: &[f32]) -> f32 {
     let (left, left_rest) = left.as_chunks::<LANES>();
     let (right, right_rest) = right.as_chunks::<LANES>();
     let mut sums = [0.0; LANES];
@@ -101,7 +101,7 @@ pub(super) fn dot<M: MultiplyAdd>(left: &[f32], right: &[f32]) -> f32 {
 
 /// Adds the products of two arrays to `sums`, lane by lane.
 #[inline(always)]
-pub(super) fn add_products<M: MultiplyAdd>(
+pub(crate) fn add_products<M: MultiplyAdd>(
     left: &[f32; LANES],
     right: &[f32; LANES],
     sums: &mut [f32; LANES],
@@ -116,7 +116,7 @@ pub(super) fn add_products<M: MultiplyAdd>(
 /// Never inlined: that the lanes must lie in memory here is what makes the compiler keep them in one wide register in
 /// the loops before. With this function inlined it uses a quarter of it, and the kernels take several times as long.
 #[inline(never)]
-pub(super) fn total(sums: &[f32; LANES]) -> f32 {
+pub(crate) fn total(sums: &[f32; LANES]) -> f32 {
     let mut sums = *sums;
     let mut half = LANES / 2;
     while half > 0 {
