@@ -133,9 +133,7 @@ impl ModelConfig {
     pub fn read(dir: &Path) -> Result<Self, InferError> {
         let config = folder::required(folder::read_json(dir, CONFIG, JSON_BYTES_MAX)?, CONFIG)?;
         let generation = folder::read_json(dir, GENERATION_CONFIG, JSON_BYTES_MAX)?;
-        let read = Self::parse(&config, generation.as_ref())?;
-        read.refuse_uncomputed()?;
-        Ok(read)
+        Self::parse(&config, generation.as_ref())
     }
 
     /// Reads the two files' contents.
@@ -247,14 +245,6 @@ impl ModelConfig {
                 value: self.hidden_size.to_string(),
                 expected: format!("a model of at most {WEIGHTS_MAX} weights instead of {weights}"),
             });
-        }
-        Ok(())
-    }
-
-    /// Refuses what is read and understood and not yet computed.
-    fn refuse_uncomputed(&self) -> Result<(), InferError> {
-        if self.moe.is_some() || self.mla.is_some() || self.delta.is_some() {
-            return Err(InferError::UnsupportedArchitecture { model_type: self.architecture.to_string() });
         }
         Ok(())
     }

@@ -87,7 +87,10 @@ pub enum InferError {
         value: String,
     },
     /// A model of another family.
-    #[error("models of the type `{model_type}` are not supported: llama, mistral, qwen2 and qwen3 are")]
+    #[error(
+        "models of the type `{model_type}` are not supported: llama, mistral, qwen2 and qwen3 are, and on the processor \
+         qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe and deepseek_v3"
+    )]
     UnsupportedArchitecture {
         /// The `model_type` of config.json.
         model_type: String,
@@ -166,7 +169,8 @@ pub enum InferError {
     },
     /// Weights packed in a way that this engine cannot read.
     #[error(
-        "`{path}` is quantised as {format}, where affine with 4 or 8 bits in groups of 32, 64 or 128 is supported"
+        "`{path}` is quantised as {format}, where affine with 2 to 6 or 8 bits in groups of 32, 64 or 128, mxfp4, nvfp4 and \
+         mxfp8 are supported"
     )]
     UnsupportedQuantization {
         /// The module in question, or the field of config.json.

@@ -280,7 +280,8 @@ impl PagedKv {
             }
         });
         let slots = self.states.iter_mut();
-        let states = slots.map(|states| states.iter_mut().map(|state| Scattered::new(state)).collect()).collect();
+        let states =
+            slots.map(|states| states.iter_mut().map(|state| Scattered::new(state)).collect()).collect();
         let blocks = blocks.collect();
         Blocks { shape: &self.shape, starts: &self.starts, blocks, states }
     }
@@ -300,6 +301,11 @@ impl Blocks<'_> {
     /// The state that a layer keeps of the sequence in a slot.
     pub(crate) fn state(&self, slot: usize, layer: usize) -> &Scattered<'_, f32> {
         &self.states[slot][layer]
+    }
+
+    /// Whether a layer keeps values beside its keys.
+    pub(crate) fn keeps_values(&self, layer: usize) -> bool {
+        matches!(self.shape.layers[layer], LayerKv::Positions { values: 1.., .. })
     }
 
     fn place(&self, at: Head) -> Place {
@@ -509,7 +515,9 @@ mod tests {
 
     #[test]
     fn bf16_rounds_to_even() {
-        for (x, expected) in [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.5, 0xc020)] {
+        for (x, expected) in
+            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.5, 0xc020)]
+        {
             assert_eq!(to_bf16(x), expected);
         }
     }

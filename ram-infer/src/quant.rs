@@ -79,6 +79,16 @@ pub(crate) fn load_stacked(
     packed
 }
 
+/// These numbers as the matrix (rows, cols) of the module at this place.
+///
+/// # Errors
+/// [`InferError::UnsupportedQuantization`] when there is no memory for it.
+pub(crate) fn plain(at: &Scope<'_>, rows: usize, cols: usize, floats: &[f32]) -> Result<Packed, InferError> {
+    let bytes: Vec<u8> = floats.iter().flat_map(|float| float.to_le_bytes()).collect();
+    let source = Source { codes: &bytes, scales: Scales::None };
+    Packed::pack(kernel::Format::Plain(Float::F32), rows, cols, &source).map_err(|error| refused(at, &error))
+}
+
 /// Bits and group size by the shapes of `weight` and `scales`.
 fn format(at: &Scope<'_>, weight: &Stored, scales: &Stored, cols: usize) -> Result<Format, InferError> {
     let unsupported = |format| InferError::UnsupportedQuantization { path: at.path().to_owned(), format };
@@ -89,9 +99,10 @@ fn format(at: &Scope<'_>, weight: &Stored, scales: &Stored, cols: usize) -> Resu
         return Err(wrong(at, "scales", "bf16, f16, f32 or u8", scales));
     }
     let last = |stored: &Stored| stored.shape.last().copied().unwrap_or(0);
-    let found = Format::of_rows(cols, last(weight), last(scales), scales.dtype != Dtype::U8).ok_or_else(|| {
-        unsupported(format!("{:?} with scales {:?} for {cols} inputs", weight.shape, scales.shape))
-    })?;
+    let found =
+        Format::of_rows(cols, last(weight), last(scales), scales.dtype != Dtype::U8).ok_or_else(|| {
+            unsupported(format!("{:?} with scales {:?} for {cols} inputs", weight.shape, scales.shape))
+        })?;
     match at.format_override() {
         Some(ModuleFormat::Packed(stated)) if stated != found => {
             Err(unsupported(format!("{found}, where config.json says {stated}")))

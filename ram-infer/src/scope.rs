@@ -122,11 +122,7 @@ impl<'a> Scope<'a> {
     ///
     /// # Errors
     /// [`InferError::Device`].
-    pub(crate) fn upload(
-        &self,
-        floats: Vec<f32>,
-        shape: &[usize],
-    ) -> Result<Tensor, InferError> {
+    pub(crate) fn upload(&self, floats: Vec<f32>, shape: &[usize]) -> Result<Tensor, InferError> {
         let host = Tensor::from_vec(floats, shape, &candle_core::Device::Cpu);
         let typed = host.and_then(|host| host.to_dtype(self.device.activations()));
         typed.and_then(|typed| typed.to_device(self.opened)).map_err(InferError::device)

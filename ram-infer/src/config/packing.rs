@@ -183,15 +183,6 @@ impl QuantizationConfig {
         }
         Ok(Some(Self { format, overrides }))
     }
-
-    /// All formats that it names.
-    pub(super) fn formats(&self) -> impl Iterator<Item = (&str, Format)> {
-        let own = self.overrides.iter().filter_map(|(path, format)| match format {
-            ModuleFormat::Plain => None,
-            ModuleFormat::Packed(format) => Some((path.as_str(), *format)),
-        });
-        std::iter::once(("quantization", self.format)).chain(own)
-    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,15 @@ impl RopeConfig {
         }
     }
 
+    /// What scores of attention are multiplied with, beside `1 / sqrt(D)`, where the model's makers put YaRN's growth
+    /// there (DeepSeek).
+    pub(crate) fn score_scale(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { factor, mscale_all_dim, .. } => grown(factor, mscale_all_dim).powi(2),
+            _ => 1.0,
+        }
+    }
+
     /// A frequency after the stretching of its wavelength.
     fn stretched(&self, frequency: f64, pair: usize, width: usize) -> f64 {
         match self.scaling {

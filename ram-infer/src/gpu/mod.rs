@@ -178,7 +178,8 @@ mod tests {
         let tied = config.tie_word_embeddings.unwrap_or_else(|| !root.has("lm_head.weight"));
         let model = DeviceModel::load(&root, models::recipe(&config).unwrap(), tied).unwrap();
         let mut kv = DeviceKv::new(1);
-        let part = |tokens, position, logits| Part { tokens, position, blocks: &[BlockId(0)], slot: 0, logits };
+        let part =
+            |tokens, position, logits| Part { tokens, position, blocks: &[BlockId(0)], slot: 0, logits };
         let (first, rest) = tokens.split_at(tokens.len() / 2);
         let mut rows = model.forward(&[part(first, 0, Wanted::All)], &mut kv).unwrap();
         // Guessed wrongly, and computed again.

@@ -3,12 +3,12 @@
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{LoadOptions, Output, Shard, recipe};
+use super::{LoadOptions, Output, Shard, layer_recipe};
 use crate::batch::{Part, Wanted};
 use crate::config::ModelConfig;
 use crate::error::InferError;
 use crate::kernel::Numerics;
-use crate::kv::{KvShape, LayerKv, PagedKv};
+use crate::kv::{KvShape, PagedKv};
 use crate::nn::decoder::DecoderLayer;
 use crate::nn::linear::{self, Bias, Into, Linear};
 use crate::nn::norm::RmsNorm;
@@ -52,7 +52,7 @@ impl Decoder {
         tied: bool,
     ) -> Result<Self, InferError> {
         let (config, model) = (root.config(), root.enter("model"));
-        let &ModelConfig { hidden_size: width, vocab_size, kv_heads, head_dim, .. } = config;
+        let &ModelConfig { hidden_size: width, vocab_size, .. } = config;
         let matrix = |at: &Scope<'_>| Linear::load(at, vocab_size, width, Bias::None);
         // The largest first: while it is repacked its file's pages and the packed form are both in memory.
         let embeds = shard.embed || (shard.head && tied);
@@ -65,16 +65,22 @@ impl Decoder {
         };
         let head = shard.head.then(head).transpose()?;
         let numbers = shard.layers.first()..shard.layers.end();
-        let recipe = recipe(config)?;
-        let layer = |number| DecoderLayer::load(&model.enter(&format!("layers.{number}")), recipe);
-        let layers: Vec<_> = numbers.map(layer).collect::<Result<_, _>>()?;
-        let attends = LayerKv::Positions { heads: kv_heads, keys: head_dim, values: head_dim };
+        let (mut layers, mut keeps) = (Vec::new(), Vec::new());
+        for number in numbers {
+            let recipe = layer_recipe(config, number.into())?;
+            layers.push(DecoderLayer::load(
+                &model.enter(&format!("layers.{number}")),
+                number.into(),
+                recipe,
+            )?);
+            keeps.push(recipe.keeps(config));
+        }
         Ok(Self {
             pool: Pool::of(options.threads.unwrap_or_else(threads_of_machine)),
             numerics: options.numerics,
-            shape: KvShape { layers: vec![attends; layers.len()], dtype: options.kv },
+            shape: KvShape { layers: keeps, dtype: options.kv },
             width,
-            rope: Rope::new(&config.rope, head_dim),
+            rope: Rope::new(&config.rope, config.rotary_dim),
             takes_tokens: shard.embed,
             embed_tokens,
             layers,
@@ -149,11 +155,12 @@ impl Decoder {
 
     /// The logits after each token where they are wanted: rows of V. `x` is (T, E).
     fn logits(&self, head: &Head, x: &[f32], pass: &Pass<'_>, space: &mut Workspace) -> Vec<Vec<f32>> {
-        let wanted = pass.parts.iter().zip(pass.starts.windows(2)).flat_map(|(part, rows)| match part.logits {
-            Wanted::None => rows[1]..rows[1],
-            Wanted::Last => rows[1] - 1..rows[1],
-            Wanted::All => rows[0]..rows[1],
-        });
+        let wanted =
+            pass.parts.iter().zip(pass.starts.windows(2)).flat_map(|(part, rows)| match part.logits {
+                Wanted::None => rows[1]..rows[1],
+                Wanted::Last => rows[1] - 1..rows[1],
+                Wanted::All => rows[0]..rows[1],
+            });
         let rows = wanted.map(|row| &x[row * self.width..(row + 1) * self.width]);
         let x: Vec<f32> = rows.flatten().copied().collect();
         let Some(lm_head) = head.lm_head.as_ref().or(self.embed_tokens.as_ref()) else {

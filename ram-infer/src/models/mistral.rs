@@ -6,5 +6,5 @@ use crate::nn::linear::Bias;
 
 /// How its layers attend.
 pub(super) const fn attention() -> Recipe {
-    Recipe { qkv: Bias::None, o: Bias::None, qk_norm: false }
+    Recipe { qkv: Bias::None, o: Bias::None, qk_norm: false, gated: false }
 }

@@ -15,6 +15,7 @@ mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod qwen3_next;
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -31,8 +32,9 @@ use crate::device::Device;
 use crate::error::InferError;
 use crate::gpu::{DeviceKv, DeviceModel};
 pub use crate::kernel::Numerics;
-use crate::kv::{KvDtype, KvPool, Kind, PagedKv};
+use crate::kv::{Kind, KvDtype, KvPool, PagedKv};
 use crate::nn::attention::Recipe;
+use crate::nn::decoder::LayerRecipe;
 use crate::scope::Scope;
 use crate::weights::Weights;
 
@@ -136,7 +138,7 @@ impl Model {
             return Err(InferError::NoSuchLayers { end: shard.layers.end(), layers: config.layers.get() });
         }
         let (weights, opened) = (Weights::open(dir)?, options.device.open()?);
-        let root = Scope::root(&weights, &config, options.device, &opened);
+        let root = text(&Scope::root(&weights, &config, options.device, &opened));
         let tied = config.tie_word_embeddings.unwrap_or_else(|| !root.has("lm_head.weight"));
         let body = match options.device {
             Device::Cpu => Body::Host(Box::new(Decoder::load(&root, options, shard, tied)?)),
@@ -147,7 +149,7 @@ impl Model {
                 Body::Device(Box::new(DeviceModel::load(&root, recipe(&config)?, tied)?))
             }
         };
-        weights.check_all_taken(|name| is_left_over(name, tied) || !is_of(name, shard))?;
+        weights.check_all_taken(|name| is_left_over(name, &config, tied) || !is_of(name, shard))?;
         let weight_bytes = weights.taken_bytes();
         Ok(Self { config, device: options.device, shard, weight_bytes, body })
     }
@@ -343,7 +345,27 @@ impl fmt::Debug for Output {
     }
 }
 
-/// How the layers of a family attend.
+/// How the `layer`th layer of a model mixes tokens.
+fn layer_recipe(config: &ModelConfig, layer: usize) -> Result<LayerRecipe, InferError> {
+    match config.architecture {
+        Architecture::Qwen3Next | Architecture::Qwen35 | Architecture::Qwen35Moe => {
+            Ok(qwen3_next::layer(config, layer))
+        }
+        Architecture::DeepseekV3 => Ok(LayerRecipe::Latent),
+        Architecture::Qwen3Moe => Ok(LayerRecipe::Attention(qwen3::attention(config))),
+        _ => recipe(config).map(LayerRecipe::Attention),
+    }
+}
+
+/// The place where a model's own tensors are: Qwen3.5, which may see, has what speaks inside.
+fn text<'a>(root: &Scope<'a>) -> Scope<'a> {
+    match root.config().architecture {
+        Architecture::Qwen35 | Architecture::Qwen35Moe => root.enter("language_model"),
+        _ => root.clone(),
+    }
+}
+
+/// How the layers of a dense family attend, which are the families that devices compute.
 ///
 /// # Errors
 /// [`InferError::UnsupportedArchitecture`] for a family whose layers are of another kind.
@@ -358,16 +380,36 @@ pub(crate) fn recipe(config: &ModelConfig) -> Result<Recipe, InferError> {
 }
 
 /// Whether a checkpoint may hold this tensor to no use: old ones store the angles of the rotary encoding, and some
-/// that are tied store the head all the same.
-fn is_left_over(tensor: &str, tied: bool) -> bool {
-    tensor.ends_with(".rotary_emb.inv_freq") || (tied && tensor.starts_with("lm_head."))
+/// that are tied store the head all the same; DeepSeek's layers past the last one guess tokens ahead.
+fn is_left_over(tensor: &str, config: &ModelConfig, tied: bool) -> bool {
+    let of_family = match config.architecture {
+        Architecture::Qwen3Next | Architecture::Qwen35 | Architecture::Qwen35Moe => {
+            qwen3_next::is_left_over(tensor)
+        }
+        Architecture::DeepseekV3 => layer_of(tensor).is_some_and(|layer| layer >= config.layers.get()),
+        _ => false,
+    };
+    of_family || tensor.ends_with(".rotary_emb.inv_freq") || (tied && inside(tensor).starts_with("lm_head."))
+}
+
+/// A tensor's name without the place of [`text`].
+fn inside(tensor: &str) -> &str {
+    tensor.strip_prefix("language_model.").unwrap_or(tensor)
+}
+
+/// The layer that a tensor is of.
+fn layer_of(tensor: &str) -> Option<u16> {
+    inside(tensor).strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
 }
 
 /// Whether a tensor belongs to a shard, or to no shard in particular.
 fn is_of(tensor: &str, shard: Shard) -> bool {
-    let Some(inner) = tensor.strip_prefix("model.") else { return shard.head || !tensor.starts_with("lm_head.") };
-    if let Some((number, _)) = inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
-        return number.parse().map_or(true, |number| shard.layers.contains(number));
+    let tensor = inside(tensor);
+    let Some(inner) = tensor.strip_prefix("model.") else {
+        return shard.head || !tensor.starts_with("lm_head.");
+    };
+    if inner.starts_with("layers.") {
+        return layer_of(tensor).is_none_or(|number| shard.layers.contains(number));
     }
     match inner.split('.').next() {
         Some("embed_tokens") => shard.embed || shard.head,

@@ -5,5 +5,5 @@ use crate::nn::linear::Bias;
 
 /// How its layers attend.
 pub(super) const fn attention() -> Recipe {
-    Recipe { qkv: Bias::Added, o: Bias::None, qk_norm: false }
+    Recipe { qkv: Bias::Added, o: Bias::None, qk_norm: false, gated: false }
 }

@@ -7,5 +7,5 @@ use crate::nn::linear::Bias;
 /// How its layers attend.
 pub(super) const fn attention(config: &ModelConfig) -> Recipe {
     let bias = Bias::when(config.attention_bias);
-    Recipe { qkv: bias, o: bias, qk_norm: true }
+    Recipe { qkv: bias, o: bias, qk_norm: true, gated: false }
 }

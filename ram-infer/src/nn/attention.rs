@@ -26,6 +26,8 @@ pub(crate) struct Attention {
     o_proj: Linear,
     /// Norms over each head of the queries and the keys.
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    /// Whether the queries come with a gate.
+    gated: bool,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -42,6 +44,8 @@ pub(crate) struct Recipe {
     pub(crate) o: Bias,
     /// Whether each head of the queries and the keys is normed before it is turned.
     pub(crate) qk_norm: bool,
+    /// Whether a gate, which comes with the queries, is put before the output.
+    pub(crate) gated: bool,
 }
 
 impl Attention {
@@ -52,15 +56,17 @@ impl Attention {
     pub(crate) fn load(at: &Scope<'_>, recipe: Recipe) -> Result<Self, InferError> {
         let &ModelConfig { hidden_size, heads, kv_heads, head_dim, sliding_window, .. } = at.config();
         let kv_width = kv_heads * head_dim;
+        let q_width = heads * head_dim * if recipe.gated { 2 } else { 1 };
         let norm = |name| RmsNorm::load(&at.enter(name), head_dim);
         let qk_norm = if recipe.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
         let window = sliding_window.and_then(|window| usize::try_from(window.get()).ok());
         Ok(Self {
-            q_proj: Linear::load(&at.enter("q_proj"), heads * head_dim, hidden_size, recipe.qkv)?,
+            q_proj: Linear::load(&at.enter("q_proj"), q_width, hidden_size, recipe.qkv)?,
             k_proj: Linear::load(&at.enter("k_proj"), kv_width, hidden_size, recipe.qkv)?,
             v_proj: Linear::load(&at.enter("v_proj"), kv_width, hidden_size, recipe.qkv)?,
             o_proj: Linear::load(&at.enter("o_proj"), hidden_size, heads * head_dim, recipe.o)?,
             qk_norm,
+            gated: recipe.gated,
             heads,
             kv_heads,
             head_dim,
@@ -71,15 +77,24 @@ impl Attention {
     /// Adds the attention of `space.normed`, (T, E), to `x`, (T, E). Writes the tokens' positions to the blocks.
     pub(crate) fn add_to(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
         let tokens = pass.tokens();
-        let queries = sized(&mut space.queries, tokens * self.heads * self.head_dim);
+        let width = tokens * self.heads * self.head_dim;
+        let queries = sized(&mut space.queries, tokens * self.q_proj.outputs());
         let keys = sized(&mut space.keys, tokens * self.kv_heads * self.head_dim);
         let values = sized(&mut space.values, tokens * self.kv_heads * self.head_dim);
-        let attended = sized(&mut space.attended, queries.len());
+        let attended = sized(&mut space.attended, width);
         let all = [&self.q_proj, &self.k_proj, &self.v_proj];
         let ready = linear::prepare(pass, &space.normed[..x.len()], &all, &mut space.inputs);
         ready.project(pass, Into::Set, &mut [&mut *queries, &mut *keys, &mut *values]);
         self.remember(layer, pass, keys, values);
-        self.attend(layer, pass, queries, attended);
+        let gates = sized(&mut space.gates, if self.gated { width } else { 0 });
+        self.part_gates(queries, gates);
+        attend(pass, layer, &self.widths(), &mut queries[..width], attended, |token, query| {
+            if let Some((q_norm, _)) = &self.qk_norm {
+                q_norm.row(query);
+            }
+            pass.turns.apply(token, query);
+        });
+        math::sigmoid_times(&mut attended[..gates.len()], gates);
         let output = [&self.o_proj];
         let ready = linear::prepare(pass, attended, &output, &mut space.inputs);
         ready.project(pass, Into::Add, &mut [x]);
@@ -110,70 +125,123 @@ impl Attention {
         });
     }
 
-    /// Attends with the queries, (T, H*D); writes (T, H*D).
-    fn attend(&self, layer: usize, pass: &Pass<'_>, queries: &mut [f32], out: &mut [f32]) {
-        let group = self.heads / self.kv_heads;
-        let step = (ROWS / group).max(1);
-        // One item for some tokens of one part and one key and value head, so that they share what is read.
-        let runs = |number: usize| {
-            let (first, end) = (pass.starts[number], pass.starts[number + 1]);
-            (first..end).step_by(step).map(move |token| (number, token..end.min(token + step)))
-        };
-        let items: Vec<(usize, Range<usize>)> = (0..pass.parts.len()).flat_map(runs).collect();
-        let (queries, out) = (Scattered::new(queries), Scattered::new(out));
-        let width = self.heads * self.head_dim;
-        pass.pool.run(items.len() * self.kv_heads, 1, |numbers| {
-            for number in numbers {
-                // The last tokens see most, so they come first.
-                let (part, tokens) = &items[items.len() - 1 - number / self.kv_heads];
-                let head = number % self.kv_heads;
-                let span = |token: usize| {
-                    let start = token * width + head * group * self.head_dim;
-                    start..start + group * self.head_dim
-                };
-                #[expect(unsafe_code, reason = "heads are written by several threads")]
-                // SAFETY: each token of each group of heads belongs to one item of the region.
-                let own = tokens.clone().map(|token| unsafe { (queries.part(span(token)), out.part(span(token))) });
-                self.attend_group(pass, Head { layer, head }, *part, tokens.clone(), own);
-            }
-        });
+    /// Takes the gates out of `queries`, (T, H, 2*D): every head's second half. What is left is (T, H*D).
+    fn part_gates(&self, queries: &mut [f32], gates: &mut [f32]) {
+        let head_dim = self.head_dim;
+        for (head, gate) in gates.chunks_exact_mut(head_dim).enumerate() {
+            let start = 2 * head * head_dim;
+            gate.copy_from_slice(&queries[start + head_dim..start + 2 * head_dim]);
+            queries.copy_within(start..start + head_dim, head * head_dim);
+        }
     }
 
-    /// Attends with the heads of one group for some tokens of one part.
-    fn attend_group<'a>(
-        &self,
-        pass: &Pass<'_>,
-        at: Head,
-        part: usize,
-        tokens: Range<usize>,
-        own: impl Iterator<Item = (&'a mut [f32], &'a mut [f32])>,
-    ) {
-        thread_local!(static ROOM: RefCell<Room> = RefCell::default());
-        ROOM.with_borrow_mut(|room| {
-            let mut outs = Vec::with_capacity(tokens.len());
-            room.begin(self.head_dim);
-            let positions = tokens.clone().map(|token| place(pass, token).1);
-            for ((token, position), (queries, out)) in tokens.clone().zip(positions).zip(own) {
-                let first = (position + 1).saturating_sub(self.window);
-                for query in queries.chunks_exact_mut(self.head_dim) {
-                    if let Some((q_norm, _)) = &self.qk_norm {
-                        q_norm.row(query);
-                    }
-                    pass.turns.apply(token, query);
-                    room.push(query, first..position + 1);
-                }
-                outs.push(out);
-            }
-            simd::run(Attend { room, pass, part: &pass.parts[part], at, head_dim: self.head_dim });
-            for (out, found) in outs.into_iter().zip(room.results(self.heads / self.kv_heads)) {
-                out.copy_from_slice(found);
-            }
-        });
+    fn widths(&self) -> Widths {
+        Widths {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            keys: self.head_dim,
+            values: self.head_dim,
+            window: self.window,
+            scale: (self.head_dim as f32).sqrt().recip(),
+        }
     }
 }
 
+/// What one attention is like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Widths {
+    pub(super) heads: usize,
+    /// Divides `heads`.
+    pub(super) kv_heads: usize,
+    /// Numbers of a key and a query.
+    pub(super) keys: usize,
+    /// Numbers of a value. Where the blocks keep none, a value is the beginning of its key.
+    pub(super) values: usize,
+    /// How far back a token sees, itself included.
+    pub(super) window: usize,
+    /// What scores are multiplied with.
+    pub(super) scale: f32,
+}
+
+impl Widths {
+    /// Query heads that are worked on together: those of one key and value head, or a part of them where they are many.
+    fn group(&self) -> usize {
+        let group = self.heads / self.kv_heads;
+        (1..=group.min(ROWS)).rev().find(|part| group.is_multiple_of(*part)).unwrap_or(1)
+    }
+}
+
+/// Attends with the queries, (T, H * keys); writes (T, H * values). `ready` is done to each query of a token before.
+pub(super) fn attend(
+    pass: &Pass<'_>,
+    layer: usize,
+    widths: &Widths,
+    queries: &mut [f32],
+    out: &mut [f32],
+    ready: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let group = widths.group();
+    let (groups, step) = (widths.heads / group, (ROWS / group).max(1));
+    // One item for some tokens of one part and one group of heads, so that they share what is read.
+    let runs = |number: usize| {
+        let (first, end) = (pass.starts[number], pass.starts[number + 1]);
+        (first..end).step_by(step).map(move |token| (number, token..end.min(token + step)))
+    };
+    let items: Vec<(usize, Range<usize>)> = (0..pass.parts.len()).flat_map(runs).collect();
+    let (queries, out) = (Scattered::new(queries), Scattered::new(out));
+    pass.pool.run(items.len() * groups, 1, |numbers| {
+        for number in numbers {
+            // The last tokens see most, so they come first.
+            let (part, tokens) = &items[items.len() - 1 - number / groups];
+            let own = number % groups;
+            let span = |token: usize, width: usize| {
+                let start = (token * widths.heads + own * group) * width;
+                start..start + group * width
+            };
+            let both = |token: usize| (span(token, widths.keys), span(token, widths.values));
+            #[expect(unsafe_code, reason = "heads are written by several threads")]
+            // SAFETY: each token of each group of heads belongs to one item of the region.
+            let own_rows = tokens
+                .clone()
+                .map(both)
+                .map(|(keys, values)| unsafe { (queries.part(keys), out.part(values)) });
+            let head = own * group / (widths.heads / widths.kv_heads);
+            attend_group(pass, Head { layer, head }, widths, (*part, tokens.clone()), own_rows, &ready);
+        }
+    });
+}
+
+/// Attends with the heads of one group for some tokens of one part.
+fn attend_group<'a>(
+    pass: &Pass<'_>,
+    at: Head,
+    widths: &Widths,
+    (part, tokens): (usize, Range<usize>),
+    own: impl Iterator<Item = (&'a mut [f32], &'a mut [f32])>,
+    ready: impl Fn(usize, &mut [f32]),
+) {
+    thread_local!(static ROOM: RefCell<Room> = RefCell::default());
+    ROOM.with_borrow_mut(|room| {
+        let mut outs = Vec::with_capacity(tokens.len());
+        room.begin(widths);
+        let positions = tokens.clone().map(|token| place(pass, token).1);
+        for ((token, position), (queries, out)) in tokens.clone().zip(positions).zip(own) {
+            let first = (position + 1).saturating_sub(widths.window);
+            for query in queries.chunks_exact_mut(widths.keys) {
+                ready(token, query);
+                room.push(query, first..position + 1, widths.scale);
+            }
+            outs.push(out);
+        }
+        simd::run(Attend { room, pass, part: &pass.parts[part], at, widths });
+        for (out, found) in outs.into_iter().zip(room.results(widths.group() * widths.values)) {
+            out.copy_from_slice(found);
+        }
+    });
+}
+
 /// The part and the position of a pass's `token`th token.
-fn place<'a>(pass: &'a Pass<'_>, token: usize) -> (&'a Part<'a>, usize) {
+pub(super) fn place<'a>(pass: &'a Pass<'_>, token: usize) -> (&'a Part<'a>, usize) {
     let number = pass.starts.partition_point(|start| *start <= token) - 1;
     let part = &pass.parts[number];
     (part, part.position + token - pass.starts[number])
@@ -182,7 +250,6 @@ fn place<'a>(pass: &'a Pass<'_>, token: usize) -> (&'a Part<'a>, usize) {
 /// A thread's own memory for the queries of an item, a row each.
 #[derive(Default)]
 struct Room {
-    head_dim: usize,
     /// (rows, D), times the scale of the scores.
     queries: Vec<f32>,
     /// (rows, D): averages of values so far, not yet divided.
@@ -201,23 +268,21 @@ struct Row {
 }
 
 impl Room {
-    fn begin(&mut self, head_dim: usize) {
-        self.head_dim = head_dim;
+    fn begin(&mut self, widths: &Widths) {
         self.queries.clear();
         self.rows.clear();
-        sized(&mut self.keys, head_dim * BLOCK_TOKENS);
-        sized(&mut self.values, head_dim * BLOCK_TOKENS);
+        sized(&mut self.keys, widths.keys * BLOCK_TOKENS);
+        sized(&mut self.values, widths.values * BLOCK_TOKENS);
     }
 
-    fn push(&mut self, query: &[f32], sees: Range<usize>) {
-        let scale = (self.head_dim as f32).sqrt().recip();
+    fn push(&mut self, query: &[f32], sees: Range<usize>, scale: f32) {
         self.queries.extend(query.iter().map(|x| x * scale));
         self.rows.push(Row { sees, largest: f32::NEG_INFINITY, weight: 0.0 });
     }
 
-    /// What each run of `heads` rows found.
-    fn results(&self, heads: usize) -> impl Iterator<Item = &[f32]> {
-        self.sums[..self.queries.len()].chunks_exact(heads * self.head_dim)
+    /// What was found, `width` numbers at a time.
+    fn results(&self, width: usize) -> impl Iterator<Item = &[f32]> {
+        self.sums.chunks_exact(width)
     }
 }
 
@@ -227,7 +292,7 @@ struct Attend<'a> {
     pass: &'a Pass<'a>,
     part: &'a Part<'a>,
     at: Head,
-    head_dim: usize,
+    widths: &'a Widths,
 }
 
 impl Kernel for Attend<'_> {
@@ -235,20 +300,27 @@ impl Kernel for Attend<'_> {
 
     #[inline(always)]
     fn run<M: MultiplyAdd>(self) {
-        let Self { room, pass, part, at, head_dim } = self;
-        let Room { queries, sums, rows, keys, values, .. } = room;
-        let (keys, values) = (sized(keys, head_dim * BLOCK_TOKENS), sized(values, head_dim * BLOCK_TOKENS));
-        sized(sums, queries.len()).fill(0.0);
+        let Self { room, pass, part, at, widths } = self;
+        let Room { queries, sums, rows, keys, values } = room;
+        let (keys, values) =
+            (sized(keys, widths.keys * BLOCK_TOKENS), sized(values, widths.values * BLOCK_TOKENS));
+        let sums = sized(sums, rows.len() * widths.values);
+        sums.fill(0.0);
         let first = rows.iter().map(|row| row.sees.start).min().unwrap_or(0);
         let end = rows.iter().map(|row| row.sees.end).max().unwrap_or(0);
         for block in first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
             #[expect(unsafe_code, reason = "several threads read a block")]
             // SAFETY: the region before wrote all blocks of this layer, this one writes none.
             unsafe {
-                pass.blocks.read(part.blocks[block], at, keys, values);
+                if pass.blocks.keeps_values(at.layer) {
+                    pass.blocks.read(part.blocks[block], at, keys, values);
+                } else {
+                    pass.blocks.read(part.blocks[block], at, keys, &mut []);
+                    across(keys, values, widths.values);
+                }
             }
             let positions = block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS;
-            let all = queries.chunks_exact(head_dim).zip(sums.chunks_exact_mut(head_dim));
+            let all = queries.chunks_exact(widths.keys).zip(sums.chunks_exact_mut(widths.values));
             for (row, (query, sums)) in rows.iter_mut().zip(all) {
                 let sees = row.sees.start.max(positions.start)..row.sees.end.min(positions.end);
                 if !sees.is_empty() {
@@ -257,9 +329,19 @@ impl Kernel for Attend<'_> {
                 }
             }
         }
-        for (row, sums) in rows.iter().zip(sums.chunks_exact_mut(head_dim)) {
+        for (row, sums) in rows.iter().zip(sums.chunks_exact_mut(widths.values)) {
             let share = row.weight.recip();
             sums.iter_mut().for_each(|sum| *sum *= share);
+        }
+    }
+}
+
+/// The beginnings of keys, (D, 32), as values, (32, `width`).
+#[inline(always)]
+fn across(keys: &[f32], values: &mut [f32], width: usize) {
+    for (number, keys) in keys.chunks_exact(BLOCK_TOKENS).take(width).enumerate() {
+        for (position, key) in keys.iter().enumerate() {
+            values[position * width + number] = *key;
         }
     }
 }
@@ -299,7 +381,9 @@ fn add_block<M: MultiplyAdd>(
         let mut own = sums.map(|sum| sum * kept);
         for position in sees.clone() {
             let start = position * head_dim + number * BLOCK_TOKENS;
-            let Some(values) = values[start..].first_chunk::<BLOCK_TOKENS>() else { unreachable!("a row of values") };
+            let Some(values) = values[start..].first_chunk::<BLOCK_TOKENS>() else {
+                unreachable!("a row of values")
+            };
             for lane in 0..BLOCK_TOKENS {
                 own[lane] = M::madd(weights[position], values[lane], own[lane]);
             }
@@ -308,7 +392,9 @@ fn add_block<M: MultiplyAdd>(
     }
     let start = head_dim - rest.len();
     for (lane, sum) in rest.iter_mut().enumerate() {
-        let add = |sum, position: usize| M::madd(weights[position], values[position * head_dim + start + lane], sum);
+        let add = |sum, position: usize| {
+            M::madd(weights[position], values[position * head_dim + start + lane], sum)
+        };
         *sum = sees.clone().fold(*sum * kept, add);
     }
 }
@@ -350,7 +436,8 @@ mod tests {
 
     /// What a query finds among the positions that it sees, by the formula in f64.
     fn expected(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], sees: Range<usize>) -> Vec<f64> {
-        let dot = |key: &[f32]| query.iter().zip(key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let dot =
+            |key: &[f32]| query.iter().zip(key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
         let scale = (query.len() as f64).sqrt();
         let weights: Vec<f64> = keys[sees.clone()].iter().map(|key| (dot(key) / scale).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -394,16 +481,19 @@ mod tests {
                 unsafe { pass.blocks.write(block, at, position % BLOCK_TOKENS, key, value) };
             }
             let mut room = Room::default();
-            room.begin(head_dim);
+            let scale = (head_dim as f32).sqrt().recip();
+            let widths =
+                Widths { heads: 1, kv_heads: 1, keys: head_dim, values: head_dim, window: usize::MAX, scale };
+            room.begin(&widths);
             let rows: Vec<_> = rows.into_iter().enumerate().map(|(row, (last, window))| {
                 let end = last.min(positions - 1) + 1;
                 (vector(5000 + row), end.saturating_sub(window)..end)
             }).collect();
             for (query, sees) in &rows {
-                room.push(query, sees.clone());
+                room.push(query, sees.clone(), scale);
             }
-            simd::run(Attend { room: &mut room, pass: &pass, part: &part, at, head_dim });
-            for ((query, sees), found) in rows.into_iter().zip(room.results(1)) {
+            simd::run(Attend { room: &mut room, pass: &pass, part: &part, at, widths: &widths });
+            for ((query, sees), found) in rows.into_iter().zip(room.results(head_dim)) {
                 let expected = expected(&query, &keys, &values, sees);
                 for (found, expected) in found.iter().zip(expected) {
                     prop_assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} for {expected}");

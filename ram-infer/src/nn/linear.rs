@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{Pass, math};
 use crate::error::InferError;
-use crate::kernel::{Inputs, Packed, ROWS};
+use crate::kernel::{Inputs, Numerics, Packed, ROWS};
 use crate::pool::Scattered;
 use crate::quant;
 use crate::scope::Scope;
@@ -50,7 +50,12 @@ impl Linear {
     /// # Errors
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`], [`InferError::TensorDtype`],
     /// [`InferError::UnsupportedQuantization`].
-    pub(crate) fn load(at: &Scope<'_>, outputs: usize, inputs: usize, bias: Bias) -> Result<Self, InferError> {
+    pub(crate) fn load(
+        at: &Scope<'_>,
+        outputs: usize,
+        inputs: usize,
+        bias: Bias,
+    ) -> Result<Self, InferError> {
         let bias = (bias == Bias::Added).then(|| at.floats("bias", outputs)).transpose()?;
         Ok(Self { weight: quant::load(at, outputs, inputs)?, bias })
     }
@@ -73,6 +78,17 @@ impl Linear {
     /// Whether both read inputs in the same form.
     fn takes_inputs_of(&self, other: &Self) -> bool {
         (self.weight.format(), self.weight.cols()) == (other.weight.format(), other.weight.cols())
+    }
+
+    /// Tiles of 16 outputs.
+    pub(super) const fn tiles(&self) -> usize {
+        self.weight.tiles()
+    }
+
+    /// The outputs of a tile, (tokens, 16), bias and all.
+    pub(super) fn tile(&self, tile: usize, inputs: &Inputs, tokens: Range<usize>, products: &mut [f32]) {
+        self.weight.tile(tile, inputs, tokens, products);
+        self.finish(tile, products);
     }
 
     fn finish(&self, tile: usize, products: &mut [f32]) {
@@ -101,6 +117,16 @@ pub(crate) fn prepare<'a>(
     layers: &'a [&'a Linear],
     buffers: &'a mut Vec<Inputs>,
 ) -> Prepared<'a> {
+    prepare_in(pass.numerics, x, layers, buffers)
+}
+
+/// [`prepare`], for products that are computed in these numbers whatever the pass has.
+pub(crate) fn prepare_in<'a>(
+    numerics: Numerics,
+    x: &[f32],
+    layers: &'a [&'a Linear],
+    buffers: &'a mut Vec<Inputs>,
+) -> Prepared<'a> {
     let cols = layers.first().map_or(1, |layer| layer.weight.cols());
     let mut which = Vec::with_capacity(layers.len());
     let mut ready = 0;
@@ -113,7 +139,7 @@ pub(crate) fn prepare<'a>(
         if buffers.len() == ready {
             buffers.push(Inputs::default());
         }
-        layer.weight.prepare(x, pass.numerics, &mut buffers[ready]);
+        layer.weight.prepare(x, numerics, &mut buffers[ready]);
         which.push(ready);
         ready += 1;
     }
@@ -121,6 +147,11 @@ pub(crate) fn prepare<'a>(
 }
 
 impl Prepared<'_> {
+    /// The inputs of a layer.
+    pub(super) fn inputs(&self, layer: usize) -> &Inputs {
+        &self.inputs[self.which[layer]]
+    }
+
     /// Computes each layer into its output, (T, R).
     pub(crate) fn project(&self, pass: &Pass<'_>, into: Into, outputs: &mut [&mut [f32]]) {
         let outs: Vec<Scattered<'_, f32>> = outputs.iter_mut().map(|out| Scattered::new(out)).collect();
@@ -137,8 +168,7 @@ impl Prepared<'_> {
             let number = ends.partition_point(|end| *end <= tile);
             let layer = self.layers[number];
             let tile = tile + layer.weight.tiles() - ends[number];
-            layer.weight.tile(tile, &self.inputs[self.which[number]], tokens.clone(), products);
-            layer.finish(tile, products);
+            layer.tile(tile, self.inputs(number), tokens.clone(), products);
             put(&outs[number], layer.outputs(), tile, tokens, products, into);
         });
     }
@@ -150,22 +180,15 @@ impl Prepared<'_> {
         self.by_tiles(pass, gate.weight.tiles(), |tile, tokens, gates| {
             let mut ups = [0.0; BLOCK_TOKENS_MAX * ROWS];
             let ups = &mut ups[..gates.len()];
-            gate.weight.tile(tile, &self.inputs[self.which[0]], tokens.clone(), gates);
-            up.weight.tile(tile, &self.inputs[self.which[1]], tokens.clone(), ups);
-            gate.finish(tile, gates);
-            up.finish(tile, ups);
+            gate.tile(tile, self.inputs(0), tokens.clone(), gates);
+            up.tile(tile, self.inputs(1), tokens.clone(), ups);
             math::silu_times(gates, ups);
             put(&out, gate.outputs(), tile, tokens, gates, Into::Set);
         });
     }
 
     /// Hands out tiles, block of tokens after block of tokens; `work` gets room for a tile's products, (tokens, 16).
-    fn by_tiles(
-        &self,
-        pass: &Pass<'_>,
-        tiles: usize,
-        work: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
-    ) {
+    fn by_tiles(&self, pass: &Pass<'_>, tiles: usize, work: impl Fn(usize, Range<usize>, &mut [f32]) + Sync) {
         let cols = self.layers.first().map_or(1, |layer| layer.weight.cols());
         let block = (BLOCK_NUMBERS / cols).clamp(BLOCK_TOKENS_MIN, BLOCK_TOKENS_MAX);
         for first in (0..self.tokens).step_by(block) {
@@ -182,7 +205,7 @@ impl Prepared<'_> {
 }
 
 /// Puts a tile's products, (tokens, 16), where they belong in an output, (T, R).
-fn put(
+pub(super) fn put(
     out: &Scattered<'_, f32>,
     width: usize,
     tile: usize,
@@ -207,4 +230,4 @@ fn put(
 /// Inputs of a block of tokens: in 8 bits they take half of a core's second cache.
 const BLOCK_NUMBERS: usize = 1 << 18;
 const BLOCK_TOKENS_MIN: usize = 16;
-const BLOCK_TOKENS_MAX: usize = 128;
+pub(super) const BLOCK_TOKENS_MAX: usize = 128;

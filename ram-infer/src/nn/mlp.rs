@@ -28,9 +28,29 @@ impl Mlp {
 
     /// Adds the MLP of `space.normed`, (T, E), to `x`, (T, E).
     pub(crate) fn add_to(&self, x: &mut [f32], pass: &Pass<'_>, space: &mut Workspace) {
-        let inner = sized(&mut space.inner, pass.tokens() * self.gate_proj.outputs());
+        self.add_scaled_to(x, None, pass, space);
+    }
+
+    /// [`Self::add_to`], each token's times its one of `scales`, (T).
+    pub(crate) fn add_scaled_to(
+        &self,
+        x: &mut [f32],
+        scales: Option<&[f32]>,
+        pass: &Pass<'_>,
+        space: &mut Workspace,
+    ) {
+        let width = self.gate_proj.outputs();
+        let inner = sized(&mut space.inner, pass.tokens() * width);
         let pair = [&self.gate_proj, &self.up_proj];
         linear::prepare(pass, &space.normed[..x.len()], &pair, &mut space.inputs).gated(pass, inner);
-        linear::prepare(pass, inner, &[&self.down_proj], &mut space.inputs).project(pass, Into::Add, &mut [x]);
+        // The product that follows is linear, so its inputs may be scaled for its outputs.
+        for (row, scale) in inner.chunks_exact_mut(width).zip(scales.into_iter().flatten()) {
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+        linear::prepare(pass, inner, &[&self.down_proj], &mut space.inputs).project(
+            pass,
+            Into::Add,
+            &mut [x],
+        );
     }
 }

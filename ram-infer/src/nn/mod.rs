@@ -9,11 +9,16 @@
 
 pub(crate) mod attention;
 pub(crate) mod decoder;
+pub(crate) mod delta;
+pub(crate) mod latent;
 pub(crate) mod linear;
 mod math;
 pub(crate) mod mlp;
+pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
+mod route;
+mod stack;
 
 use std::ops::Range;
 
@@ -45,8 +50,14 @@ pub(crate) struct Workspace {
     pub(crate) keys: Vec<f32>,
     pub(crate) values: Vec<f32>,
     pub(crate) attended: Vec<f32>,
+    /// (T, H*D), of queries that come with a gate
+    pub(crate) gates: Vec<f32>,
     /// (T, I)
     pub(crate) inner: Vec<f32>,
+    /// Of experts, DeltaNets and latent attention.
+    pub(crate) experts: moe::Room,
+    pub(crate) delta: delta::Room,
+    pub(crate) latent: latent::Room,
 }
 
 impl Pass<'_> {

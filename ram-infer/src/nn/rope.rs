@@ -42,8 +42,7 @@ impl Rope {
     pub(crate) fn turns(&self, parts: &[Part<'_>]) -> Turns {
         // In f64, for at position 100 000 an angle in f32 is off by a hundredth.
         let positions = parts.iter().flat_map(|part| part.position..part.position + part.tokens.len());
-        let angles =
-            positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f64 * f));
+        let angles = positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f64 * f));
         let grown = |number: f64| (number * self.magnitude) as f32;
         let (sin, cos) = angles.map(f64::sin_cos).map(|(sin, cos)| (grown(sin), grown(cos))).unzip();
         Turns { pairs: self.frequencies.len(), cos, sin }
@@ -57,6 +56,15 @@ impl Turns {
         let (lower, upper) = x.split_at_mut(self.pairs);
         let turns = self.cos[range.clone()].iter().zip(&self.sin[range]);
         for ((a, b), (cos, sin)) in lower.iter_mut().zip(upper).zip(turns) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
+    }
+
+    /// Turns `x`, (R), of a pass's `token`th token, where pair i is the numbers 2i and 2i + 1, as DeepSeek has it.
+    pub(crate) fn apply_to_pairs(&self, token: usize, x: &mut [f32]) {
+        let range = token * self.pairs..(token + 1) * self.pairs;
+        let turns = self.cos[range.clone()].iter().zip(&self.sin[range]);
+        for ([a, b], (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
             (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
