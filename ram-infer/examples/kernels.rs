@@ -7,6 +7,7 @@
 //! The matrices are those of Llama 3.2 1B: up, down and output head. Two operations a weight and token.
 #![expect(clippy::print_stdout, reason = "its answer")]
 #![expect(clippy::disallowed_methods, reason = "it measures time")]
+#![expect(clippy::cast_possible_truncation, reason = "random bits are cut off")]
 
 #[allow(dead_code, unused_imports, reason = "a part of the crate, compiled alone")]
 #[path = "../src/kernel/mod.rs"]
