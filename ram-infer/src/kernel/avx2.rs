@@ -4,6 +4,7 @@
 //! far from that, so several quads are added up in 16 bits before `vpmaddwd` widens them. Codes of 8 bits are made
 //! signed (less 128); then their magnitudes, 128 at most, are multiplied with inputs that take over their signs.
 
+#![expect(clippy::cast_possible_truncation, reason = "shifts are small")]
 #![expect(unsafe_code, reason = "instructions of a kind of processor")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 

@@ -1,9 +1,11 @@
 //! What a packed weight is to a kernel: how a quad's bytes, or a column's floats, come out of a tile.
 
+#![expect(clippy::cast_possible_truncation, reason = "codes are small")]
 #![expect(unsafe_code, reason = "kernels read packed weights through pointers")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
-use super::isa::Isa;
+use super::floats::to_bf16_of_code;
+use super::isa::{Dots, Isa};
 use super::layout::{E2M1_TWICE, ROWS};
 
 /// Weights whose columns can be read as floats.
@@ -36,6 +38,15 @@ pub(super) trait Codes: Columns {
     /// # Safety
     /// As [`Columns::column`].
     unsafe fn quad<I: Isa>(tile: *const u8, quads: usize, quad: usize) -> I::B;
+}
+
+/// Weights that bf16 holds exactly, before their scales.
+pub(super) trait Pairs: Columns {
+    /// Columns 0 and 2, or with `odd` 1 and 3, of quad `quad`, as bf16.
+    ///
+    /// # Safety
+    /// As [`Columns::column`].
+    unsafe fn pair<I: Dots>(tile: *const u8, quads: usize, quad: usize, odd: bool) -> I::B;
 }
 
 /// MLX's affine codes of `BITS` bits.
@@ -82,6 +93,25 @@ impl<const BITS: usize> Codes for Bits<BITS> {
     }
 }
 
+impl<const BITS: usize> Pairs for Bits<BITS> {
+    #[inline(always)]
+    unsafe fn pair<I: Dots>(tile: *const u8, quads: usize, quad: usize, odd: bool) -> I::B {
+        const NUMBERS: [u16; 64] = {
+            let mut table = [0; 64];
+            let mut code = 0;
+            while code < 64 {
+                table[code] = to_bf16_of_code(code as i8);
+                code += 1;
+            }
+            table
+        };
+        let codes = Self::quad::<I>(tile, quads, quad);
+        // Within halves of 16 bits: byte 0 of the quad's four and byte 2, or 1 and 3.
+        let codes = if odd { I::right(codes, 8) } else { codes };
+        if BITS == 8 { I::whole(codes) } else { I::table(&NUMBERS, codes, BITS == 6) }
+    }
+}
+
 /// e2m1 floats, as twice their value.
 pub(super) struct E2m1;
 
@@ -106,6 +136,23 @@ impl Codes for E2m1 {
     unsafe fn quad<I: Isa>(tile: *const u8, _: usize, quad: usize) -> I::B {
         const UNSIGNED: [u8; 16] = offset_table(12);
         I::lookup(&UNSIGNED, nibbles::<I>(tile, quad))
+    }
+}
+
+impl Pairs for E2m1 {
+    #[inline(always)]
+    unsafe fn pair<I: Dots>(tile: *const u8, _: usize, quad: usize, odd: bool) -> I::B {
+        const TWICE: [u16; 64] = {
+            let mut table = [0; 64];
+            let mut code = 0;
+            while code < 64 {
+                table[code] = to_bf16_of_code(E2M1_TWICE[code % 16]);
+                code += 1;
+            }
+            table
+        };
+        let codes = nibbles::<I>(tile, quad);
+        I::table(&TWICE, if odd { I::right(codes, 8) } else { codes }, false)
     }
 }
 
@@ -134,6 +181,13 @@ impl Columns for PlainBf16 {
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
         I::half(I::load(tile.add(64 * (2 * quad + col % 2))), col / 2)
+    }
+}
+
+impl Pairs for PlainBf16 {
+    #[inline(always)]
+    unsafe fn pair<I: Dots>(tile: *const u8, _: usize, quad: usize, odd: bool) -> I::B {
+        I::load(tile.add(64 * (2 * quad + usize::from(odd))))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The small floats of weights and scales, read as f32.
 
+#![expect(clippy::cast_possible_truncation, reason = "upper halves of floats are taken")]
+
 /// A float as a file stores it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Float {
@@ -45,6 +47,11 @@ pub(super) fn to_bf16(x: f32) -> u16 {
     // A NaN could be rounded up to an infinity.
     let quiet = (bits >> 16) | 0x40;
     (if x.is_nan() { quiet } else { rounded }) as u16
+}
+
+/// The bf16 of a code's number; it is exact.
+pub(super) const fn to_bf16_of_code(number: i8) -> u16 {
+    ((number as f32).to_bits() >> 16) as u16
 }
 
 /// The value of an f16.

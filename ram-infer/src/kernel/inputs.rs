@@ -7,18 +7,22 @@
 //! Integers are made group by group, the groups being the weights': the step is the largest magnitude / 127, and an
 //! integer the nearest multiple of it, ties to even.
 
+#![expect(clippy::cast_possible_truncation, reason = "the low byte is wanted")]
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::floats::{from_bf16, to_bf16};
 use super::isa::{Isa, Kernel, Processor};
-use super::layout::GROUP_MAX;
+use super::layout::{GROUP_MAX, Kind};
 use super::{Numerics, Packed};
 
 /// Inputs (T, C) made ready for matrices of one format and width. The buffers are kept from one use to the next.
 pub(crate) struct Inputs {
     pub(super) processor: Processor,
+    /// The weights that they are for.
+    pub(super) kind: Option<Kind>,
     pub(super) shape: Shape,
     pub(super) parts: Parts<Vec<u32>, Vec<f32>, Vec<i32>>,
 }
@@ -43,6 +47,8 @@ pub(super) enum Form {
         /// Whether the inputs are rounded to bf16.
         rounded: bool,
     },
+    /// Pairs of bf16 with pairs of bf16.
+    Pairs,
     /// Integers with integers.
     Integers,
 }
@@ -50,7 +56,8 @@ pub(super) enum Form {
 /// The arrays, or pieces of them.
 #[derive(Default)]
 pub(super) struct Parts<U, F, I> {
-    /// Four integers of 8 bits each; for `Integers`.
+    /// For `Integers` quads of columns, as four integers of 8 bits; for `Pairs` two for each quad, columns (0, 2) and
+    /// (1, 3) as bf16.
     pub(super) quads: U,
     /// For `Floats`.
     pub(super) floats: F,
@@ -80,15 +87,16 @@ impl Inputs {
     pub(super) fn with(processor: Processor) -> Self {
         let form = Form::Floats { rounded: false };
         let shape = Shape { tokens: 0, width: 1, cols: 0, group: 0, form };
-        Self { processor, shape, parts: Parts::default() }
+        Self { processor, kind: None, shape, parts: Parts::default() }
     }
 
     /// Begins inputs of `tokens` tokens for `packed`, and for any matrix of its format and width.
     pub(crate) fn fill(&mut self, packed: &Packed, tokens: usize, numerics: Numerics) -> Filling<'_> {
         let layout = &packed.layout;
-        let form = numerics.form(layout.kind);
+        let form = numerics.form(layout.kind, self.processor);
         let width = tokens.next_power_of_two().min(WIDTH_MAX);
         let cols = layout.groups * layout.group;
+        self.kind = Some(layout.kind);
         self.shape = Shape { tokens, width, cols, group: layout.group, form };
         let sizes = self.shape.block_sizes();
         let blocks = tokens.div_ceil(width);
@@ -118,6 +126,7 @@ impl Shape {
         let (all, groups) = (self.cols * self.width, self.cols / self.group * self.width);
         match self.form {
             Form::Floats { .. } => Parts { quads: 0, floats: all, steps: 0, sums: groups, totals: 0 },
+            Form::Pairs => Parts { quads: all / 2, floats: 0, steps: 0, sums: groups, totals: 0 },
             Form::Integers => {
                 Parts { quads: all / 4, floats: 0, steps: groups, sums: groups, totals: groups }
             }
@@ -229,6 +238,7 @@ impl Kernel for Set<'_, '_> {
     unsafe fn run<I: Isa>(self) {
         match self.shape.form {
             Form::Integers => self.integers(),
+            Form::Pairs => self.pairs(),
             Form::Floats { rounded } => self.floats(rounded),
         }
     }
@@ -253,22 +263,45 @@ impl Set<'_, '_> {
     }
 
     #[inline(always)]
+    fn pairs(self) {
+        let Self { shape: Shape { width, cols, group, .. }, lane, x, parts } = self;
+        let mut floats = [0.0; GROUP_MAX];
+        for number in 0..cols / group {
+            let floats = &mut floats[..group];
+            read_group(x, number, true, floats);
+            let pairs = parts.quads[number * group / 2 * width..].iter_mut().skip(lane).step_by(width);
+            let quads = floats.as_chunks::<4>().0.iter();
+            for (pair, [even, odd]) in pairs.zip(quads.flat_map(|q| [[q[0], q[2]], [q[1], q[3]]])) {
+                *pair = even.to_bits() >> 16 | odd.to_bits() & 0xffff_0000;
+            }
+            parts.sums[number * width + lane] = sum(floats);
+        }
+    }
+
+    #[inline(always)]
     fn floats(self, rounded: bool) {
         let Self { shape: Shape { width, cols, group, .. }, lane, x, parts } = self;
         let mut floats = [0.0; GROUP_MAX];
         for number in 0..cols / group {
             let floats = &mut floats[..group];
-            let x = &x[number * group..x.len().min((number + 1) * group)];
-            floats[x.len()..].fill(0.0);
-            for (float, x) in floats.iter_mut().zip(x) {
-                *float = if rounded { from_bf16(to_bf16(*x)) } else { *x };
-            }
+            read_group(x, number, rounded, floats);
             let out = parts.floats[number * group * width..].iter_mut().skip(lane).step_by(width);
             for (out, float) in out.zip(&*floats) {
                 *out = *float;
             }
             parts.sums[number * width + lane] = sum(floats);
         }
+    }
+}
+
+/// Reads group `number`, perhaps rounded to bf16; zeros follow the last column.
+#[inline(always)]
+fn read_group(x: &[f32], number: usize, rounded: bool, group: &mut [f32]) {
+    let size = group.len();
+    let x = &x[number * size..x.len().min((number + 1) * size)];
+    group[x.len()..].fill(0.0);
+    for (float, x) in group.iter_mut().zip(x) {
+        *float = if rounded { from_bf16(to_bf16(*x)) } else { *x };
     }
 }
 

@@ -191,7 +191,7 @@ impl Layout {
                     scale.copy_from_slice(&e4m3_to_bf16(scales[at]).to_le_bytes());
                 }
                 Scales::Bytes { scales, .. } => {
-                    scale.copy_from_slice(&e8m0_to_bf16(scales[at]).to_le_bytes())
+                    scale.copy_from_slice(&e8m0_to_bf16(scales[at]).to_le_bytes());
                 }
                 Scales::None => {}
             }

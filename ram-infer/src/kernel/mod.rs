@@ -6,7 +6,7 @@
 //! | [`inputs`] | inputs in the numbers and the order that kernels read |
 //! | [`product`] | the kernels, written once |
 //! | [`codes`] | what a kernel makes of each kind of weight |
-//! | [`isa`] | what a kernel asks of a processor; one file for each kind: [`avx2`] |
+//! | [`isa`] | what a kernel asks of a processor; one file for each kind: `avx2`, `avx512` |
 //! | [`arena`] | memory in huge pages |
 //! | [`floats`] | bf16, f16 and the floats of 8 bits |
 //!
@@ -23,6 +23,8 @@
 mod arena;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+mod avx512;
 mod codes;
 mod floats;
 mod inputs;
@@ -44,6 +46,7 @@ pub(crate) use self::layout::{ROWS, Scales};
 
 use self::arena::Memory;
 use self::inputs::Form;
+use self::isa::Processor;
 use self::layout::{Kind, Layout};
 use self::product::Product;
 
@@ -93,19 +96,18 @@ impl Numerics {
     /// What is fastest on this processor without a loss that shows: `Bf16` where it multiplies such numbers, else `Int8`.
     #[must_use]
     pub fn best() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512bf16") {
-            return Self::Bf16;
-        }
-        Self::Int8
+        if Processor::best().has_dots() { Self::Bf16 } else { Self::Int8 }
     }
 
-    fn form(self, kind: Kind) -> Form {
+    /// What is multiplied with weights of a kind on a processor.
+    fn form(self, kind: Kind, processor: Processor) -> Form {
+        let plain = matches!(kind, Kind::F16 | Kind::F32);
         match self {
             Self::F32 => Form::Floats { rounded: false },
-            Self::Bf16 => Form::Floats { rounded: true },
             Self::Int8 if kind.is_integer() => Form::Integers,
-            Self::Int8 => Form::Floats { rounded: matches!(kind, Kind::E4m3 | Kind::Bf16) },
+            Self::Int8 if plain => Form::Floats { rounded: false },
+            _ if !plain && kind != Kind::E4m3 && processor.has_dots() => Form::Pairs,
+            Self::Bf16 | Self::Int8 => Form::Floats { rounded: true },
         }
     }
 }

@@ -5,17 +5,34 @@
 //! stand beside it. Where weights and inputs of many tokens would not stay in the nearest cache, the columns are done
 //! in stretches; the sums wait in `out` meanwhile, which changes no bit of them.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "lanes of several arrays side by side, unrolled by the compiler"
+)]
 #![expect(unsafe_code, reason = "kernels read packed weights through pointers")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::codes::{Bits, Codes, Columns, E2m1, E4m3, PlainBf16, PlainF16, PlainF32};
+use super::codes::{Bits, Codes, Columns, E2m1, E4m3, Pairs, PlainBf16, PlainF16, PlainF32};
 use super::floats::Float;
 use super::inputs::{Form, Inputs, WIDTH_MAX};
-use super::isa::{Isa, Kernel};
+use super::isa::{DotKernel, Dots, Isa, Kernel};
 use super::layout::{Kind, Layout, ROWS};
+
+/// Does something for each of the first quads of 8, whose number is a constant within.
+macro_rules! stretch {
+    ($count:expr, $quad:ident => $do:expr) => {{
+        stretch!(@ $count, $quad => $do, 0 1 2 3 4 5 6 7);
+    }};
+    (@ $count:expr, $quad:ident => $do:expr, $($number:literal)*) => {$(
+        if $number < $count {
+            const $quad: usize = $number;
+            $do;
+        }
+    )*};
+}
 
 /// A product of 16 rows with some tokens.
 pub(super) struct Product<'a> {
@@ -41,7 +58,7 @@ impl Product<'_> {
         assert_eq!(self.rows.len(), layout.row_tile_bytes(), "16 packed rows");
         assert!(
             (shape.cols, shape.group) == (layout.groups * layout.group, layout.group)
-                && (shape.form != Form::Integers || layout.kind.is_integer()),
+                && self.inputs.kind == Some(layout.kind),
             "inputs made for this format"
         );
         assert!(self.tokens.end <= shape.tokens, "tokens among the inputs");
@@ -54,6 +71,14 @@ impl Product<'_> {
             (Kind::Bits6, Form::Integers) => self.integers::<Bits<6>>(),
             (Kind::Bits8, Form::Integers) => self.integers::<Bits<8>>(),
             (Kind::E2m1, Form::Integers) => self.integers::<E2m1>(),
+            (Kind::Bits2, Form::Pairs) => self.pairs::<Bits<2>>(),
+            (Kind::Bits3, Form::Pairs) => self.pairs::<Bits<3>>(),
+            (Kind::Bits4, Form::Pairs) => self.pairs::<Bits<4>>(),
+            (Kind::Bits5, Form::Pairs) => self.pairs::<Bits<5>>(),
+            (Kind::Bits6, Form::Pairs) => self.pairs::<Bits<6>>(),
+            (Kind::Bits8, Form::Pairs) => self.pairs::<Bits<8>>(),
+            (Kind::E2m1, Form::Pairs) => self.pairs::<E2m1>(),
+            (Kind::Bf16, Form::Pairs) => self.pairs::<PlainBf16>(),
             (Kind::Bits2, _) => self.floats::<Bits<2>>(),
             (Kind::Bits3, _) => self.floats::<Bits<3>>(),
             (Kind::Bits4, _) => self.floats::<Bits<4>>(),
@@ -71,68 +96,65 @@ impl Product<'_> {
     fn integers<C: Codes>(self) {
         let processor = self.inputs.processor;
         // SAFETY: `run` has seen that the parts fit.
-        unsafe { processor.run(All { product: self, kernel: Integers::<C>(PhantomData) }) }
+        unsafe { processor.run(Integers::<C>(self, PhantomData)) }
+    }
+
+    fn pairs<C: Pairs>(self) {
+        let processor = self.inputs.processor;
+        // SAFETY: `run` has seen that the parts fit.
+        unsafe { processor.run_dots(OfPairs::<C>(self, PhantomData)) }
     }
 
     fn floats<C: Columns>(self) {
         let processor = self.inputs.processor;
         // SAFETY: `run` has seen that the parts fit.
-        unsafe { processor.run(All { product: self, kernel: Floats::<C>(PhantomData) }) }
+        unsafe { processor.run(Floats::<C>(self, PhantomData)) }
     }
-}
 
-/// A kernel of `M` tokens, whatever M.
-trait Blocks {
-    /// Adds a stretch of groups to the sums of `M` tokens; with `fresh` sums are zero before.
-    unsafe fn block<I: Isa, const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32);
-}
-
-/// A product, done by a kernel of blocks.
-struct All<'a, B> {
-    product: Product<'a>,
-    kernel: B,
-}
-
-impl<B: Blocks> Kernel for All<'_, B> {
+    /// Does all tokens, by blocks of as many as there are kernels for.
     #[inline(always)]
-    unsafe fn run<I: Isa>(self) {
-        let Self { product, kernel: _ } = self;
-        let (layout, tokens) = (product.layout, product.tokens);
+    unsafe fn by_blocks<I: Isa, B: Blocks<I>>(self) {
+        let (layout, tokens) = (self.layout, self.tokens);
         let stretch = (STRETCH_BYTES / layout.tile_bytes).max(1);
-        let stretch = if tokens.len() > I::TOKENS_MAX { stretch } else { layout.groups };
+        let stretch = if tokens.len() > B::TOKENS_MAX { stretch } else { layout.groups };
         for first in (0..layout.groups).step_by(stretch) {
             let groups = first..layout.groups.min(first + stretch);
             let mut token = tokens.start;
             while token < tokens.end {
-                let out = product.out.as_mut_ptr().add((token - tokens.start) * ROWS);
+                let out = self.out.as_mut_ptr().add((token - tokens.start) * ROWS);
                 let left = tokens.end - token;
-                let at = At {
-                    tile: product.rows.as_ptr(),
-                    layout,
-                    factor: product.factor,
-                    inputs: product.inputs,
-                    token,
-                };
+                let (tile, factor, inputs) = (self.rows.as_ptr(), self.factor, self.inputs);
+                let at = At { tile, layout, factor, inputs, token };
                 macro_rules! block {
                     ($count:literal) => {
                         if $count <= I::TOKENS_MAX
                             && $count <= left
                             && token.is_multiple_of($count.min(WIDTH_MAX))
                         {
-                            B::block::<I, $count>(&at, groups.clone(), first == 0, out);
+                            B::block::<$count>(&at, groups.clone(), first == 0, out);
                             token += $count;
                             continue;
                         }
                     };
                 }
-                block!(12usize);
                 block!(8usize);
                 block!(4usize);
-                block!(2usize);
                 block!(1usize);
             }
         }
     }
+}
+
+/// A kernel of blocks of tokens.
+trait Blocks<I: Isa> {
+    /// The most tokens that it is compiled for.
+    const TOKENS_MAX: usize;
+
+    /// Adds a stretch of groups to the sums of `M` tokens; with `fresh` sums are zero before.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32);
 }
 
 /// Where a kernel of blocks works.
@@ -161,7 +183,7 @@ impl At<'_> {
     /// Asks for what a kernel of few tokens needs a little later: it waits for memory alone.
     #[inline(always)]
     unsafe fn prefetch<I: Isa, const M: usize>(&self, tile: *const u8) {
-        if M <= 2 {
+        if M == 1 {
             let bytes = self.layout.tile_bytes;
             for line in 0..bytes.div_ceil(64) {
                 I::prefetch(tile.wrapping_add(AHEAD_BYTES + 64 * line));
@@ -171,7 +193,6 @@ impl At<'_> {
 }
 
 /// The streams of `M` tokens in an array of inputs with `units` elements a token.
-#[derive(Clone, Copy)]
 struct Streams<'a, T, const M: usize> {
     /// The first token's element 0.
     first: *const T,
@@ -180,6 +201,15 @@ struct Streams<'a, T, const M: usize> {
     width: usize,
     array: PhantomData<&'a [T]>,
 }
+
+impl<T, const M: usize> Clone for Streams<'_, T, M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, const M: usize> Copy for Streams<'_, T, M> {}
 
 impl<'a, T, const M: usize> Streams<'a, T, M> {
     #[inline(always)]
@@ -196,14 +226,30 @@ impl<'a, T, const M: usize> Streams<'a, T, M> {
     unsafe fn at(&self, unit: usize, token: usize) -> *const T {
         self.first.add(token / WIDTH_MAX * self.block + unit * self.width + token % WIDTH_MAX)
     }
+
+    /// The streams from element `unit` on.
+    #[inline(always)]
+    unsafe fn from(mut self, unit: usize) -> Self {
+        self.first = self.first.add(unit * self.width);
+        self
+    }
 }
 
 /// Integer weights times integer inputs.
-struct Integers<C>(PhantomData<C>);
+struct Integers<'a, C>(Product<'a>, PhantomData<C>);
 
-impl<C: Codes> Blocks for Integers<C> {
+impl<C: Codes> Kernel for Integers<'_, C> {
     #[inline(always)]
-    unsafe fn block<I: Isa, const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+    unsafe fn run<I: Isa>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
+    const TOKENS_MAX: usize = I::TOKENS_MAX;
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
         let (layout, parts) = (at.layout, &at.inputs.parts);
         let quads = layout.group / 4;
         let x = Streams::<_, M>::of(&parts.quads, at, layout.groups * quads);
@@ -221,25 +267,10 @@ impl<C: Codes> Blocks for Integers<C> {
                     integers[i] = I::start(offset * totals.at(group, i).read());
                 }
             }
+            let mut x = x.from(group * quads);
             for step in 0..quads / C::STEP {
-                for q in 0..C::STEP {
-                    let quad = step * C::STEP + q;
-                    let codes = C::quad::<I>(tile, quads, quad);
-                    for i in 0..M {
-                        let x = x.at(group * quads + quad, i);
-                        if C::WIDE {
-                            integers[i] = I::dot_wide(integers[i], codes, x);
-                            continue;
-                        }
-                        if q % C::RUN == 0 {
-                            integers[i] = I::open(integers[i]);
-                        }
-                        integers[i] = I::dot(integers[i], codes, x);
-                        if q % C::RUN == C::RUN - 1 {
-                            integers[i] = I::close(integers[i]);
-                        }
-                    }
-                }
+                stretch!(C::STEP, Q => Self::quad::<I, M, Q>(tile, quads, step, x, &mut integers));
+                x = x.from(C::STEP);
             }
             let mut scales = at.scales::<I>(tile, 0);
             if !C::BIASED {
@@ -260,76 +291,200 @@ impl<C: Codes> Blocks for Integers<C> {
     }
 }
 
-/// Weights as floats times floats.
-struct Floats<C>(PhantomData<C>);
-
-impl<C: Columns> Blocks for Floats<C> {
+impl<C: Codes> Integers<'_, C> {
+    /// Adds the products of quad `Q` of a step, at which `x` stands.
     #[inline(always)]
-    unsafe fn block<I: Isa, const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
-        let mut sums = begin::<I, M>(fresh, out);
-        // A group's products are a chain in which each waits for the one before: so several groups side by side.
-        let mut first = groups.start;
-        if M <= 2 {
-            while first + BESIDE <= groups.end {
-                Self::some_groups::<I, M, BESIDE>(at, first, &mut sums);
-                first += BESIDE;
+    unsafe fn quad<I: Isa, const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        step: usize,
+        x: Streams<'_, u32, M>,
+        sums: &mut [I::P; M],
+    ) {
+        let codes = C::quad::<I>(tile, quads, step * C::STEP + Q);
+        for i in 0..M {
+            let x = x.at(Q, i);
+            if C::WIDE {
+                sums[i] = I::dot_wide(sums[i], codes, x);
+                continue;
+            }
+            if Q.is_multiple_of(C::RUN) {
+                sums[i] = I::open(sums[i]);
+            }
+            sums[i] = I::dot(sums[i], codes, x);
+            if Q % C::RUN == C::RUN - 1 {
+                sums[i] = I::close(sums[i]);
             }
         }
-        while first < groups.end {
-            Self::some_groups::<I, M, 1>(at, first, &mut sums);
-            first += 1;
-        }
-        end::<I, M>(sums, out);
     }
 }
 
-impl<C: Columns> Floats<C> {
-    /// Adds the `G` groups from `first` on to the sums of `M` tokens.
+/// Pairs of bf16 times pairs of bf16.
+struct OfPairs<'a, C>(Product<'a>, PhantomData<C>);
+
+impl<C: Pairs> DotKernel for OfPairs<'_, C> {
     #[inline(always)]
-    unsafe fn some_groups<I: Isa, const M: usize, const G: usize>(
-        at: &At<'_>,
-        first: usize,
-        sums: &mut [I::F; M],
+    unsafe fn run<I: Dots>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Dots, C: Pairs> Blocks<I> for OfPairs<'_, C> {
+    const TOKENS_MAX: usize = I::TOKENS_MAX;
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+        let x = Streams::of(&at.inputs.parts.quads, at, at.layout.groups * at.layout.group / 2);
+        by_groups::<I, Self, C, u32, M>(at, x, groups, fresh, out);
+    }
+}
+
+impl<I: Dots, C: Pairs> Quads<I, u32> for OfPairs<'_, C> {
+    const UNITS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, u32, M>,
+        products: &mut [I::F; M],
     ) {
-        let (layout, parts) = (at.layout, &at.inputs.parts);
-        let quads = layout.group / 4;
-        let x = Streams::<_, M>::of(&parts.floats, at, layout.groups * layout.group);
-        let inputs = Streams::<_, M>::of(&parts.sums, at, layout.groups);
-        let tiles = at.tile.add(first * layout.tile_bytes);
-        let mut products = [[I::zero(); M]; G];
-        for g in 0..G {
-            at.prefetch::<I, M>(tiles.add(g * layout.tile_bytes));
+        let (even, odd) = (C::pair::<I>(tile, quads, quad, false), C::pair::<I>(tile, quads, quad, true));
+        for i in 0..M {
+            products[i] = I::dots(products[i], even, x.at(2 * Q, i));
+            products[i] = I::dots(products[i], odd, x.at(2 * Q + 1, i));
         }
-        for step in 0..quads / C::STEP {
-            for q in 0..C::STEP {
-                let quad = step * C::STEP + q;
-                for col in 0..4 {
-                    for g in 0..G {
-                        let column = C::column::<I>(tiles.add(g * layout.tile_bytes), quads, quad, col);
-                        for i in 0..M {
-                            let x = I::splat(x.at(((first + g) * quads + quad) * 4 + col, i));
-                            products[g][i] = I::fma(column, x, products[g][i]);
-                        }
-                    }
-                }
+    }
+}
+
+/// Weights as floats times floats.
+struct Floats<'a, C>(Product<'a>, PhantomData<C>);
+
+impl<C: Columns> Kernel for Floats<'_, C> {
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Isa, C: Columns> Blocks<I> for Floats<'_, C> {
+    const TOKENS_MAX: usize = if I::TOKENS_MAX < 4 { I::TOKENS_MAX } else { 4 };
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+        let x = Streams::of(&at.inputs.parts.floats, at, at.layout.groups * at.layout.group);
+        by_groups::<I, Self, C, f32, M>(at, x, groups, fresh, out);
+    }
+}
+
+impl<I: Isa, C: Columns> Quads<I, f32> for Floats<'_, C> {
+    const UNITS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, f32, M>,
+        products: &mut [I::F; M],
+    ) {
+        for col in 0..4 {
+            let column = C::column::<I>(tile, quads, quad, col);
+            for i in 0..M {
+                products[i] = I::fma(column, I::splat(x.at(4 * Q + col, i)), products[i]);
             }
         }
-        for g in 0..G {
+    }
+}
+
+/// Products of a quad, summed up in floats.
+trait Quads<I: Isa, T> {
+    /// Elements of the inputs in a quad.
+    const UNITS: usize;
+
+    /// Adds the products of quad `quad` of a tile, which is number `Q` from where `x` stands.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, T, M>,
+        products: &mut [I::F; M],
+    );
+}
+
+/// Adds groups to the sums of `M` tokens.
+///
+/// A group's products are a chain in which each waits for the one before, so with few tokens two groups are done side
+/// by side.
+#[inline(always)]
+unsafe fn by_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize>(
+    at: &At<'_>,
+    x: Streams<'_, T, M>,
+    groups: Range<usize>,
+    fresh: bool,
+    out: *mut f32,
+) {
+    let mut sums = begin::<I, M>(fresh, out);
+    let mut first = groups.start;
+    if M == 1 {
+        while first + 2 <= groups.end {
+            some_groups::<I, K, C, T, M, 2>(at, x, first, &mut sums);
+            first += 2;
+        }
+    }
+    while first < groups.end {
+        some_groups::<I, K, C, T, M, 1>(at, x, first, &mut sums);
+        first += 1;
+    }
+    end::<I, M>(sums, out);
+}
+
+/// Adds the `G` groups from `first` on to the sums of `M` tokens.
+#[inline(always)]
+unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize, const G: usize>(
+    at: &At<'_>,
+    x: Streams<'_, T, M>,
+    first: usize,
+    sums: &mut [I::F; M],
+) {
+    let layout = at.layout;
+    let quads = layout.group / 4;
+    let tiles = at.tile.add(first * layout.tile_bytes);
+    let mut products = [[I::zero(); M]; G];
+    let mut streams = [x; G];
+    for g in 0..G {
+        at.prefetch::<I, M>(tiles.add(g * layout.tile_bytes));
+        streams[g] = x.from((first + g) * quads * K::UNITS);
+    }
+    for step in 0..quads / C::STEP {
+        stretch!(C::STEP, Q => for g in 0..G {
             let tile = tiles.add(g * layout.tile_bytes);
-            let factor = I::splat(&at.factor);
+            K::quad::<M, Q>(tile, quads, step * C::STEP + Q, streams[g], &mut products[g]);
+        });
+        for stream in &mut streams {
+            *stream = stream.from(C::STEP * K::UNITS);
+        }
+    }
+    let inputs = Streams::<_, M>::of(&at.inputs.parts.sums, at, layout.groups);
+    for g in 0..G {
+        let tile = tiles.add(g * layout.tile_bytes);
+        let mut scales = I::splat(&at.factor);
+        if C::BIASED {
+            scales = at.scales::<I>(tile, 0);
+        } else if C::SCALED {
+            scales = I::mul(at.scales::<I>(tile, 0), scales);
+        }
+        for i in 0..M {
+            sums[i] = I::fma(products[g][i], scales, sums[i]);
+        }
+        if C::BIASED {
+            let biases = at.scales::<I>(tile, 1);
             for i in 0..M {
-                let scales = if !C::SCALED {
-                    factor
-                } else if C::BIASED {
-                    at.scales::<I>(tile, 0)
-                } else {
-                    I::mul(at.scales::<I>(tile, 0), factor)
-                };
-                sums[i] = I::fma(products[g][i], scales, sums[i]);
-                if C::BIASED {
-                    let total = I::splat(inputs.at(first + g, i));
-                    sums[i] = I::fma(at.scales::<I>(tile, 1), total, sums[i]);
-                }
+                sums[i] = I::fma(biases, I::splat(inputs.at(first + g, i)), sums[i]);
             }
         }
     }
@@ -358,5 +513,3 @@ unsafe fn end<I: Isa, const M: usize>(sums: [I::F; M], out: *mut f32) {
 const STRETCH_BYTES: usize = 16 << 10;
 /// How far ahead of a kernel memory is asked for.
 const AHEAD_BYTES: usize = 4096;
-/// Groups done side by side with few tokens.
-const BESIDE: usize = 2;

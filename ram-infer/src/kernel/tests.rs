@@ -1,5 +1,7 @@
 //! Products and rows of random matrices in every format, against sums in f64; and matrices that MLX packed.
 
+#![expect(clippy::cast_possible_truncation, reason = "random bits are cut off")]
+
 use super::floats::to_bf16;
 use super::isa::Processor;
 use super::layout::E2M1_TWICE;
@@ -218,6 +220,11 @@ fn formats() -> impl Iterator<Item = (Format, Float)> {
 
 const ALL_NUMERICS: [Numerics; 3] = [Numerics::F32, Numerics::Bf16, Numerics::Int8];
 
+/// All kinds of processor that can be tested here.
+fn processors() -> impl Iterator<Item = Processor> {
+    Processor::all().iter().copied().chain([Processor::PlainDots])
+}
+
 /// Random columns of a format: several groups, of plain floats any number.
 fn columns(format: Format, numbers: &mut Numbers) -> usize {
     match format {
@@ -237,8 +244,8 @@ fn products_in_every_format_agree_with_those_in_f64() {
             let tokens = 1 + numbers.below(20);
             let x: Vec<f32> = (0..tokens * cols).map(|_| numbers.float()).collect();
             for numerics in ALL_NUMERICS {
-                for processor in Processor::all() {
-                    check_products(&stored, &x, numerics, *processor);
+                for processor in processors() {
+                    check_products(&stored, &x, numerics, processor);
                 }
             }
         }
@@ -254,7 +261,9 @@ fn columns_past_a_stretch_are_added_too() {
         let stored = Stored::random(format, 17, 8192, float, &mut numbers);
         let x: Vec<f32> = (0..29 * stored.cols).map(|_| numbers.float()).collect();
         for numerics in ALL_NUMERICS {
-            check_products(&stored, &x, numerics, Processor::best());
+            for processor in processors() {
+                check_products(&stored, &x, numerics, processor);
+            }
         }
     }
 }
@@ -267,8 +276,9 @@ fn a_token_alone_has_the_results_that_it_has_among_others() {
         let stored = Stored::random(format, 16, cols, float, &mut numbers);
         let (packed, tokens) = (stored.pack(), 27);
         let x: Vec<f32> = (0..tokens * cols).map(|_| numbers.float()).collect();
-        for (numerics, processor) in
-            ALL_NUMERICS.into_iter().flat_map(|numerics| Processor::all().iter().map(move |p| (numerics, *p)))
+        for (numerics, processor) in ALL_NUMERICS
+            .into_iter()
+            .flat_map(|numerics| processors().map(move |processor| (numerics, processor)))
         {
             let mut inputs = Inputs::with(processor);
             packed.prepare(&x, numerics, &mut inputs);
@@ -315,10 +325,9 @@ fn integer_products_are_the_same_on_every_processor() {
         let mut x: Vec<f32> = (0..8 * cols).map(|_| numbers.float()).collect();
         x[..cols].fill(1.0);
         x[cols..2 * cols].fill(-1.0);
-        let results: Vec<Vec<f32>> = Processor::all()
-            .iter()
+        let results: Vec<Vec<f32>> = processors()
             .map(|processor| {
-                let mut inputs = Inputs::with(*processor);
+                let mut inputs = Inputs::with(processor);
                 packed.prepare(&x, Numerics::Int8, &mut inputs);
                 products(&packed, &inputs, 0..8)
             })
@@ -408,9 +417,12 @@ fn threads_share_the_making_of_inputs() {
         let (mut inputs, mut shared) = (Inputs::default(), Inputs::default());
         packed.prepare(&x, numerics, &mut inputs);
         let filling = shared.fill(&packed, tokens, numerics);
-        std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(|| filling.work(&x)))));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| filling.work(&x));
+            }
+        });
         assert!(filling.claim().is_none());
-        drop(filling);
         assert_eq!(products(&packed, &inputs, 0..tokens), products(&packed, &shared, 0..tokens));
     }
 }
