@@ -126,15 +126,15 @@ def measure(command, environment, options):
     except subprocess.TimeoutExpired:
         return None, f"not done within {options.timeout} s"
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no word"]
-        return None, lines[-1]
+        lines = done.stderr.strip().splitlines() or [""]
+        return None, f"ended with {done.returncode}: {lines[-1]}"
     told = json.loads(done.stdout.strip().splitlines()[-1])
     figures = {"load": told["load_s"], "memory": told["peak_memory_bytes"] / 2**20}
     if told.get("prefill_tokens_per_s"):
         figures[f"pp{options.pp}"] = told["prefill_tokens_per_s"]
     for part in told["decode"]:
         figures[f"tg b{part['batch']}"] = part["tokens_per_s"]
-        if "probe_share" in part and part["batch"] == 1:
+        if part.get("probe_share") and part["batch"] == 1:
             figures["probe share"] = 100 * part["probe_share"]
     if "probe_bytes_per_s" in told:
         figures["probe GB/s"] = told["probe_bytes_per_s"] / 1e9
