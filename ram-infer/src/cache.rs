@@ -48,7 +48,7 @@ impl KvCache {
     /// [`InferError::CacheOverrun`] past the capacity.
     pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), InferError> {
         let needed = self.position.checked_add(tokens).filter(|&needed| needed <= self.capacity);
-        let needed = needed.ok_or(InferError::CacheOverrun {
+        let needed = needed.ok_or_else(|| InferError::CacheOverrun {
             position: self.position(),
             tokens: TokenCount::new(tokens as u64),
             capacity: self.capacity(),

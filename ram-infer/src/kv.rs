@@ -328,21 +328,24 @@ impl Blocks<'_> {
         let across = |number: usize| number * BLOCK_TOKENS + offset;
         let (middle, end) = (keys * BLOCK_TOKENS, (keys + values) * BLOCK_TOKENS);
         let along = middle + offset * values;
-        // SAFETY, of all parts: this head's numbers alone, which nobody else uses by the caller's promise.
         match &self.blocks[block.0 as usize] {
             View::Absent => unreachable!("admit() makes all blocks of a pass"),
             View::F32(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
                 let head = unsafe { numbers.part(start..start + end) };
                 key.iter().enumerate().for_each(|(number, key)| head[across(number)] = *key);
                 head[along..along + values].copy_from_slice(value);
             }
             View::Bf16(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
                 let head = unsafe { numbers.part(start..start + end) };
                 key.iter().enumerate().for_each(|(number, key)| head[across(number)] = to_bf16(*key));
                 head[along..].iter_mut().zip(value).for_each(|(out, value)| *out = to_bf16(*value));
             }
             View::Int8 { codes, scales: all } => {
+                // SAFETY: this head alone, by the caller's promise.
                 let head = unsafe { codes.part(start..start + end) };
+                // SAFETY: this head alone, by the caller's promise.
                 let own = unsafe { all.part(scales..scales + 2 * BLOCK_TOKENS) };
                 let (code, scale) = coder(key);
                 own[offset] = scale;
@@ -364,20 +367,24 @@ impl Blocks<'_> {
         let Place { start, keys, values, scales } = self.place(at);
         let middle = start + keys * BLOCK_TOKENS;
         let end = middle + values * BLOCK_TOKENS;
-        // SAFETY, of all parts: nobody writes them by the caller's promise, and what is read is not kept.
         match &self.blocks[block.0 as usize] {
             View::Absent => unreachable!("admit() makes all blocks of a pass"),
             View::F32(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
                 keys_out.copy_from_slice(unsafe { numbers.view(start..middle) });
+                // SAFETY: this head alone, by the caller's promise.
                 values_out.copy_from_slice(unsafe { numbers.view(middle..end) });
             }
             View::Bf16(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
                 let (keys, values) = unsafe { (numbers.view(start..middle), numbers.view(middle..end)) };
                 keys_out.iter_mut().zip(keys).for_each(|(out, stored)| *out = from_bf16(*stored));
                 values_out.iter_mut().zip(values).for_each(|(out, stored)| *out = from_bf16(*stored));
             }
             View::Int8 { codes, scales: all } => {
+                // SAFETY: this head alone, by the caller's promise.
                 let (keys, coded) = unsafe { (codes.view(start..middle), codes.view(middle..end)) };
+                // SAFETY: this head alone, by the caller's promise.
                 let scales = unsafe { all.view(scales..scales + 2 * BLOCK_TOKENS) };
                 let (key_scales, value_scales) = scales.split_at(BLOCK_TOKENS);
                 let rows = keys_out.chunks_exact_mut(BLOCK_TOKENS).zip(keys.chunks_exact(BLOCK_TOKENS));
@@ -409,9 +416,7 @@ fn coder(vector: &[f32]) -> (impl Fn(f32) -> i8, f32) {
 pub(crate) fn to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    #[expect(clippy::cast_possible_truncation, reason = "the upper half")]
-    let upper = (rounded >> 16) as u16;
-    upper
+    (rounded >> 16) as u16
 }
 
 #[inline(always)]

@@ -76,11 +76,6 @@ impl<'a> Scope<'a> {
         self.device.activations()
     }
 
-    /// The device that the model is loaded for.
-    pub(crate) const fn device(&self) -> Device {
-        self.device
-    }
-
     /// The vector `part` of this place: (width).
     ///
     /// # Errors

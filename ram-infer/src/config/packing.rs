@@ -137,7 +137,7 @@ impl Format {
             bits.is_none_or(|bits| bits == format.bits())
                 && group_size.is_none_or(|size| size == format.group_size())
         };
-        let shown = |number: Option<usize>| number.map_or("unstated".to_owned(), |n| n.to_string());
+        let shown = |number: Option<usize>| number.map_or_else(|| "unstated".to_owned(), |n| n.to_string());
         let refused = || format!("{mode}, {} bits in groups of {}", shown(bits), shown(group_size));
         if fields.flag("global_scale")? == Some(true) {
             return Err(fields.unsupported_packing("floats with one more scale for the whole module"));

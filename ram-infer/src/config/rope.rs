@@ -116,7 +116,7 @@ impl RopeConfig {
                 };
                 let low = pair_of(beta_fast).floor().max(0.0);
                 let high = pair_of(beta_slow).ceil().min(width as f64 - 1.0);
-                let high = if low == high { high + 0.001 } else { high };
+                let high = if high > low { high } else { low + 0.001 };
                 let long = ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 frequency * (long / factor + (1.0 - long))
             }

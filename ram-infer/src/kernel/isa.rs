@@ -101,7 +101,7 @@ impl Processor {
     /// As `run`.
     #[cfg_attr(
         not(any(test, all(target_arch = "x86_64", feature = "avx512"))),
-        expect(unused_variables, reason = "no such processor")
+        expect(unused_variables, clippy::needless_pass_by_value, reason = "no such processor")
     )]
     pub(super) unsafe fn run_dots<K: DotKernel>(self, kernel: K) {
         match self {

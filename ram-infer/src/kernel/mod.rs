@@ -28,8 +28,16 @@ mod avx512;
 mod codes;
 mod floats;
 mod inputs;
+#[cfg_attr(
+    not(all(target_arch = "x86_64", feature = "avx512")),
+    allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
+)]
 mod isa;
 mod layout;
+#[cfg_attr(
+    not(all(target_arch = "x86_64", feature = "avx512")),
+    allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
+)]
 mod product;
 #[cfg(test)]
 mod tests;
@@ -41,7 +49,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 pub(crate) use self::floats::Float;
-pub(crate) use self::inputs::{Block, Filling, Inputs};
+pub(crate) use self::inputs::Inputs;
 pub(crate) use self::layout::{ROWS, Scales};
 
 use self::arena::Memory;
@@ -224,6 +232,7 @@ impl Packed {
     }
 
     /// Bytes in memory.
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.memory.bytes().len()
     }
@@ -232,6 +241,7 @@ impl Packed {
     ///
     /// # Panics
     /// When `x` is not whole rows of C.
+    #[cfg(test)]
     pub(crate) fn prepare(&self, x: &[f32], numerics: Numerics, inputs: &mut Inputs) {
         assert!(x.len().is_multiple_of(self.cols), "whole rows of inputs");
         inputs.fill(self, x.len() / self.cols, numerics).work(x);

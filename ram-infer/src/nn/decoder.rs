@@ -37,6 +37,7 @@ enum Mixer {
     Delta(DeltaNet),
 }
 
+#[expect(clippy::large_enum_variant, reason = "made once for each layer")]
 enum FeedForward {
     Dense(Mlp),
     Sparse(Experts),

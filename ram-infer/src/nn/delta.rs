@@ -46,6 +46,7 @@ pub(crate) enum Projections {
     Apart,
 }
 
+#[expect(clippy::large_enum_variant, reason = "made once for each layer")]
 enum Inputs {
     ByHeads { in_proj_qkvz: Linear, in_proj_ba: Linear },
     Apart { in_proj_qkv: Linear, in_proj_z: Linear, in_proj_b: Linear, in_proj_a: Linear },

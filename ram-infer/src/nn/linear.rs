@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::{Pass, math};
+use super::{ALONE_NUMBERS, Pass, math};
 use crate::error::InferError;
 use crate::kernel::{Inputs, Numerics, Packed, ROWS};
 use crate::pool::Scattered;
@@ -117,11 +117,12 @@ pub(crate) fn prepare<'a>(
     layers: &'a [&'a Linear],
     buffers: &'a mut Vec<Inputs>,
 ) -> Prepared<'a> {
-    prepare_in(pass.numerics, x, layers, buffers)
+    prepare_in(pass, pass.numerics, x, layers, buffers)
 }
 
 /// [`prepare`], for products that are computed in these numbers whatever the pass has.
 pub(crate) fn prepare_in<'a>(
+    pass: &Pass<'_>,
     numerics: Numerics,
     x: &[f32],
     layers: &'a [&'a Linear],
@@ -139,7 +140,12 @@ pub(crate) fn prepare_in<'a>(
         if buffers.len() == ready {
             buffers.push(Inputs::default());
         }
-        layer.weight.prepare(x, numerics, &mut buffers[ready]);
+        let filling = buffers[ready].fill(&layer.weight, x.len() / cols, numerics);
+        if x.len() < ALONE_NUMBERS {
+            filling.work(x);
+        } else {
+            pass.pool.run(pass.pool.threads(), 1, |_| filling.work(x));
+        }
         which.push(ready);
         ready += 1;
     }

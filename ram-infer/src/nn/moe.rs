@@ -85,7 +85,7 @@ impl Experts {
         let scores = sized(scores, tokens * self.router.experts());
         // Exactly, for a choice is all or nothing.
         let gate = [&self.gate];
-        let ready = linear::prepare_in(Numerics::F32, normed, &gate, inputs);
+        let ready = linear::prepare_in(pass, Numerics::F32, normed, &gate, inputs);
         ready.project(pass, Into::Set, &mut [&mut *scores]);
         self.router.plan(scores, plan);
         let rows = if tokens == 1 {
