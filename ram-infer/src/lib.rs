@@ -31,6 +31,8 @@ pub mod tokenize;
 
 mod folder;
 mod guard;
+#[cfg(feature = "metal")]
+mod metal;
 mod nn;
 mod quant;
 mod scope;

@@ -69,6 +69,12 @@ impl<'a> Scope<'a> {
         self.device
     }
 
+    /// The same, opened.
+    #[cfg(feature = "metal")]
+    pub(crate) const fn opened(&self) -> &'a candle_core::Device {
+        self.opened
+    }
+
     /// The vector `part` of this place, as activations are: (width).
     ///
     /// # Errors

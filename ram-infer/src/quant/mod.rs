@@ -8,8 +8,8 @@
 //! | [`simd`] | one kernel for several kinds of processor |
 //!
 //! A [`Matrix`] hides the device. On the processor the weights stay as the file has them and the mathematics is f32: a
-//! few inputs are multiplied with the packed rows, many with rows that are unpacked tile by tile. On a GPU the weights
-//! are unpacked into bf16 when they are loaded.
+//! few inputs are multiplied with the packed rows, many with rows that are unpacked tile by tile. On Apple's GPU packed
+//! weights stay packed too; on NVIDIA's they are unpacked into bf16 when they are loaded.
 //!
 //! Letters of shapes: T tokens, R rows (outputs), C columns (inputs).
 
@@ -30,12 +30,17 @@ use self::plain::Plain;
 use crate::config::ModuleFormat;
 use crate::device::Device;
 use crate::error::InferError;
+#[cfg(feature = "metal")]
+use crate::metal::PackedMatrix;
 use crate::scope::Scope;
 
 /// A weight matrix (R, C), wherever it lies.
 pub(crate) enum Matrix {
     /// In a mapped file, for the processor.
     Host(Arc<HostMatrix>),
+    /// On Apple's GPU, packed.
+    #[cfg(feature = "metal")]
+    Packed(PackedMatrix),
     /// On a GPU, in bf16.
     Device(Tensor),
 }
@@ -66,6 +71,10 @@ impl Matrix {
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`], [`InferError::TensorDtype`],
     /// [`InferError::UnsupportedQuantization`].
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Self, InferError> {
+        #[cfg(feature = "metal")]
+        if let Some(packed) = PackedMatrix::load(at, rows, cols)? {
+            return Ok(Self::Packed(packed));
+        }
         let stated_packed = matches!(at.format_override(), Some(ModuleFormat::Affine(_)));
         let weights = if at.has("scales") || stated_packed {
             Weights::Affine(Affine::load(at, rows, cols)?)
@@ -84,6 +93,8 @@ impl Matrix {
     /// The product of inputs (T, C) with every row: (T, R).
     pub(crate) fn forward(&self, inputs: &Tensor) -> candle_core::Result<Tensor> {
         match self {
+            #[cfg(feature = "metal")]
+            Self::Packed(matrix) => matrix.forward(inputs),
             // (T, C) x (C, R) -> (T, R)
             Self::Device(weight) => inputs.matmul(&weight.t()?),
             Self::Host(host) if inputs.dim(0)? <= PACKED_TOKENS_MAX => {
@@ -99,6 +110,8 @@ impl Matrix {
     /// Those of the device; the caller has checked that there are such rows.
     pub(crate) fn rows(&self, numbers: &[u32]) -> candle_core::Result<Tensor> {
         match self {
+            #[cfg(feature = "metal")]
+            Self::Packed(matrix) => matrix.rows(numbers),
             Self::Device(weight) => weight.index_select(&Tensor::new(numbers, weight.device())?, 0),
             Self::Host(host) => {
                 let mut rows = vec![0.0; numbers.len() * host.cols];
