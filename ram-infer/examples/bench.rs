@@ -6,9 +6,9 @@
 //! cargo run --release -p ram-infer --example bench -- --shape llama-3.2-1b
 //! ```
 //!
-//! `--pp` is the length of the prompt, `--tg` how many tokens are decoded (a batch shares them out, at least 16 for each
-//! sequence), `--depth` how many lie in the cache before, and `--mode` how products are computed: f32, bf16 or int8; by
-//! default the fastest of them without a loss that shows. `--shape demo` measures the bundled model; `--shape
+//! `--pp` is the length of the prompt, `--tg` how many tokens are decoded (a batch shares them out, at least 16 for
+//! each sequence), `--depth` how many lie in the cache before, and `--mode` how products are computed: f32, bf16 or
+//! int8; by default the fastest of them without a loss that shows. `--shape demo` measures the bundled model; `--shape
 //! llama-3.2-1b` writes a model of random weights in MLX's 4-bit format to a temporary folder, as large as the real one
 //! (0.7 GB), loads it from there as any other, and removes it: what the weights are does not change the speed.
 //!

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let ids: Vec<u32> = serde_json::from_slice(&std::fs::read(&options.ids)?)?;
     let config = ModelConfig::read(&options.model)?;
     let shard = options.shard(&config)?;
-    let hidden = options.hidden.as_ref().map(|path| floats(path)).transpose()?;
+    let hidden = options.hidden.as_ref().map(floats).transpose()?;
     if hidden.as_ref().is_some_and(|hidden| hidden.len() != ids.len() * config.hidden_size) {
         return Err(format!("--hidden is not {} x {} floats", ids.len(), config.hidden_size).into());
     }

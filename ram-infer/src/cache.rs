@@ -10,8 +10,8 @@ use crate::kv::KvPool;
 
 /// Keys and values of one sequence.
 ///
-/// Made by [`Model::new_cache`](crate::models::Model::new_cache), grown by its forward passes: a short chat does not pay
-/// for a long context.
+/// Made by [`Model::new_cache`](crate::models::Model::new_cache), grown by its forward passes: a short chat does not
+/// pay for a long context.
 pub struct KvCache {
     pub(crate) kv: KvPool,
     pub(crate) blocks: Vec<BlockId>,

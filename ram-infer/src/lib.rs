@@ -37,6 +37,8 @@ mod folder;
 mod gpu;
 mod guard;
 mod kernel;
+#[cfg(feature = "metal")]
+mod metal;
 mod nn;
 mod pool;
 mod quant;

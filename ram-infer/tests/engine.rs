@@ -230,8 +230,8 @@ fn the_context_bounds_prompt_and_answer() {
 #[test]
 fn memory_for_keys_and_values_is_bounded() {
     let dir = tiny("llama-4bit-g64");
-    // 2 layers of keys and values, 2 heads of 16 numbers each, 4 bytes: 512 bytes a token, in blocks of 32.
-    let config = EngineConfig { kv_bytes_max: Some(Bytes::new(512 * 64 + 99)), ..EngineConfig::default() };
+    // 2 layers of keys and values, 2 heads of 16 numbers each, 2 bytes: 256 bytes a token, in blocks of 32.
+    let config = EngineConfig { kv_bytes_max: Some(Bytes::new(256 * 64 + 99)), ..EngineConfig::default() };
     let engine = Engine::load(dir.path(), &Device::Cpu, config).unwrap();
     let mut fits = request("five!", greedy());
     fits.params.max_tokens = TokenCount::new(64 - 5 - FRAME as u64);

@@ -18,7 +18,8 @@ use safetensors::SafeTensors;
 
 /// Root mean square of the difference, over that of the gold. mlx-lm and transformers differ by 1e-6 to 4e-6.
 const RELATIVE_RMS_MAX: f64 = 2e-5;
-/// The same for families with DeltaNets, whose states add up what rounding does; mlx-lm and transformers differ by 1e-5.
+/// The same for families with DeltaNets, whose states add up what rounding does; mlx-lm and transformers differ by
+/// 1e-5.
 const RECURRENT_RMS_MAX: f64 = 1e-4;
 /// Kullback-Leibler divergence of the distributions, the mean over positions, in nats.
 const KL_MAX: f64 = 1e-7;

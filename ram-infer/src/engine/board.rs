@@ -1,5 +1,5 @@
-//! How busy an engine is, seen from its thread and from its handles: places are taken by the handles, the rest is posted
-//! by the thread.
+//! How busy an engine is, seen from its thread and from its handles: places are taken by the handles, the rest is
+//! posted by the thread.
 
 use std::num::NonZeroU16;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

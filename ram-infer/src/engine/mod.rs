@@ -84,8 +84,8 @@ pub struct EngineConfig {
 }
 
 impl Default for EngineConfig {
-    /// Four slots and sixteen places to wait; chunks of 128 tokens, about a second of a 1B model on two cores; beginnings
-    /// are used again, and tokens guessed.
+    /// Four slots and sixteen places to wait; chunks of 128 tokens, about a second of a 1B model on two cores;
+    /// beginnings are used again, and tokens guessed.
     fn default() -> Self {
         Self {
             slots: const { NonZeroU16::new(4).expect("is not zero") },
@@ -238,8 +238,8 @@ struct Limits {
 }
 
 impl Engine {
-    /// Loads a model's folder and starts its thread, in the way that is best on this device ([`LoadOptions::new`]). Takes
-    /// as long as reading the weights: not for an async task.
+    /// Loads a model's folder and starts its thread, in the way that is best on this device ([`LoadOptions::new`]).
+    /// Takes as long as reading the weights: not for an async task.
     ///
     /// # Errors
     /// Those of [`Self::load_with`].

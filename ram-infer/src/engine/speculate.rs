@@ -11,8 +11,8 @@
 //! ```
 //!
 //! How many tokens are guessed hangs on how often such guesses were right so far in this sequence, by the length of the
-//! likeness: as many as are all right with a likelihood of [`WORTH`]. So the window grows where the text repeats itself,
-//! and closes where it only seems to; then it opens again by and by, for one try.
+//! likeness: as many as are all right with a likelihood of [`WORTH`]. So the window grows where the text repeats
+//! itself, and closes where it only seems to; then it opens again by and by, for one try.
 
 use std::collections::HashMap;
 

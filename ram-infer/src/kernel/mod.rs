@@ -94,14 +94,15 @@ pub enum Numerics {
     F32,
     /// Inputs rounded to bf16, sums in f32; codes are exact.
     Bf16,
-    /// Inputs as integers of 8 bits with a scale for each group of weights; sums of a group are exact, those over groups
-    /// in f32. Weights without an integer form (mxfp8 and plain bf16) are computed as with `Bf16`, plain f16 and f32 as
-    /// with `F32`.
+    /// Inputs as integers of 8 bits with a scale for each group of weights; sums of a group are exact, those over
+    /// groups in f32. Weights without an integer form (mxfp8 and plain bf16) are computed as with `Bf16`, plain f16 and
+    /// f32 as with `F32`.
     Int8,
 }
 
 impl Numerics {
-    /// What is fastest on this processor without a loss that shows: `Bf16` where it multiplies such numbers, else `Int8`.
+    /// What is fastest on this processor without a loss that shows: `Bf16` where it multiplies such numbers, else
+    /// `Int8`.
     #[must_use]
     pub fn best() -> Self {
         if Processor::best().has_dots() { Self::Bf16 } else { Self::Int8 }
@@ -252,7 +253,8 @@ impl Packed {
     /// Many tokens at once are best: 32 to 128 let the weights be read once for all and leave the inputs in the cache.
     ///
     /// # Panics
-    /// When the inputs are not for this format and width, or there is no such tile or token, or `out` is of another size.
+    /// When the inputs are not for this format and width, or there is no such tile or token, or `out` is of another
+    /// size.
     pub(crate) fn tile(&self, tile: usize, inputs: &Inputs, tokens: Range<usize>, out: &mut [f32]) {
         let (rows, layout) = (self.row_tile(tile), &self.layout);
         // Kernels see e2m1 floats doubled.

@@ -1,5 +1,5 @@
-//! Mistral: Llama's block; the first versions see only a window of the past (`sliding_window`), later ones, Mistral Large
-//! among them, all of it.
+//! Mistral: Llama's block; the first versions see only a window of the past (`sliding_window`), later ones, Mistral
+//! Large among them, all of it.
 
 use crate::nn::attention::Recipe;
 use crate::nn::linear::Bias;

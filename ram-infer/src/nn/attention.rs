@@ -459,7 +459,8 @@ mod tests {
             let vector = |first: usize| (0..head_dim).map(|i| number(seed + 131 * first + i)).collect::<Vec<f32>>();
             let keys: Vec<_> = (0..positions).map(|position| vector(2 * position)).collect();
             let values: Vec<_> = (0..positions).map(|position| vector(2 * position + 1)).collect();
-            let blocks: Vec<_> = (0..blocks_for(positions)).rev().map(|number| BlockId(number as u32)).collect();
+            let mut blocks: Vec<_> = (0..).map(BlockId).take(blocks_for(positions)).collect();
+            blocks.reverse();
             let tokens = vec![0; positions];
             let part = Part { tokens: &tokens, position: 0, blocks: &blocks, slot: 0, logits: Wanted::None };
             let layers = vec![LayerKv::Positions { heads: 1, keys: head_dim, values: head_dim }];

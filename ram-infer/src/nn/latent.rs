@@ -6,9 +6,9 @@
 //! softmax(queries . cached) -> averages of latents (H, L) -> unembed_out -> (H, V) -> o_proj -> (T, E)
 //! ```
 //!
-//! Keys and values of a head are never made: `embed_q` and `unembed_out` of each head, once the two halves of `kv_b_proj`,
-//! stand on the side of the queries and of the averages. L is `kv_lora_rank`, N and R are the widths of a head's queries
-//! without and with a position, V is that of a head's values.
+//! Keys and values of a head are never made: `embed_q` and `unembed_out` of each head, once the two halves of
+//! `kv_b_proj`, stand on the side of the queries and of the averages. L is `kv_lora_rank`, N and R are the widths of a
+//! head's queries without and with a position, V is that of a head's values.
 
 use super::attention::{self, Widths};
 use super::linear::{self, Bias, Into, Linear};
@@ -223,8 +223,8 @@ impl Queries {
     }
 }
 
-/// `embed_q` and `unembed_out` of each head from `kv_b_proj`, (H * (N + V), L), as checkpoints had it once. It is unpacked
-/// for good: packed anew its halves would lose something.
+/// `embed_q` and `unembed_out` of each head from `kv_b_proj`, (H * (N + V), L), as checkpoints had it once. It is
+/// unpacked for good: packed anew its halves would lose something.
 fn split_by_heads(at: &Scope<'_>, mla: &MlaConfig, heads: usize) -> Result<(Stack, Stack), InferError> {
     let (latent, nope, value) = (mla.kv_lora_rank, mla.qk_nope, mla.v_head_dim);
     let joined = quant::load(at, heads * (nope + value), latent)?;

@@ -4,8 +4,8 @@
 //! regions that the threads of a [`Pool`] share. What a token becomes depends on its own sequence alone, to the bit:
 //! every sum has an order of its own, whatever is computed beside it.
 //!
-//! Letters of shapes: T tokens of this pass, H query heads, K key and value heads, G = H / K query heads that share one,
-//! D head width, E model width, I width inside of the MLP, V vocabulary.
+//! Letters of shapes: T tokens of this pass, H query heads, K key and value heads, G = H / K query heads that share
+//! one, D head width, E model width, I width inside of the MLP, V vocabulary.
 
 pub(crate) mod attention;
 pub(crate) mod decoder;

@@ -1,7 +1,8 @@
 //! A mixture of experts (Shazeer et al. 2017): a gate picks some of many MLPs for each token.
 //!
 //! ```text
-//! x (T, E) -> gate -> choices -> rows sorted by expert (slots, E) -> gate, up -> down -> (slots, E) -> weighed sums (T, E)
+//! x (T, E) -> gate -> choices -> rows sorted by expert (slots, E) -> gate, up -> down -> (slots, E) -> weighed sums
+//! (T, E)
 //! ```
 //!
 //! A slot is one choice of one token. All tiles of all chosen experts are one region, so few tokens keep all threads

@@ -1,7 +1,7 @@
 //! Rotary position encoding (Su et al. 2021) over the halves of a head, as Llama and its kin have it.
 //!
-//! Pair i of a head is its numbers i and i + R/2, where R numbers of the D are turned. At position p it is turned by the
-//! angle p * f(i), where f(i) = theta^(-2i/R), stretched for long contexts as config.json says.
+//! Pair i of a head is its numbers i and i + R/2, where R numbers of the D are turned. At position p it is turned by
+//! the angle p * f(i), where f(i) = theta^(-2i/R), stretched for long contexts as config.json says.
 
 use crate::batch::Part;
 use crate::config::RopeConfig;

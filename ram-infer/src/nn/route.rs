@@ -112,7 +112,8 @@ impl Router {
         plan.experts.extend(order);
     }
 
-    /// The scores by which experts are compared. Those outside of the best groups count as zero, as in the makers' code.
+    /// The scores by which experts are compared. Those outside of the best groups count as zero, as in the makers'
+    /// code.
     fn compared(&self, scores: &[f32]) -> Vec<f32> {
         let mut compared = scores.to_vec();
         compared.iter_mut().zip(&self.correction).for_each(|(score, correction)| *score += correction);
@@ -209,12 +210,12 @@ mod tests {
 
         #[test]
         fn a_plan_gives_every_choice_one_slot(
-            gates in prop::collection::vec(prop::num::f32::ANY, 7 * 6),
+            mut gates in prop::collection::vec(prop::num::f32::ANY, 7 * 6),
             experts_per_token in 1..=6_usize,
         ) {
             let router = router(6, experts_per_token, Scoring::Softmax);
             let mut plan = Plan::default();
-            router.plan(&mut gates.clone(), &mut plan);
+            router.plan(&mut gates, &mut plan);
             let mut slots: Vec<usize> = plan.choices.iter().map(|(slot, _)| *slot).collect();
             for (choice, slot) in slots.iter().enumerate() {
                 prop_assert_eq!(plan.tokens[*slot], choice / experts_per_token);

@@ -86,7 +86,8 @@ impl Stack {
     }
 }
 
-/// Hands out the tiles of all runs in one region; `work` gets rows of inputs, as many slots, and room for their products.
+/// Hands out the tiles of all runs in one region; `work` gets rows of inputs, as many slots, and room for their
+/// products.
 fn by_tiles(
     pass: &Pass<'_>,
     runs: &[Run],

@@ -1,8 +1,8 @@
 //! What lies in a folder of some layers, and the hashes by which it is known again.
 //!
-//! A file that was fetched whole has the hub's own hash, and was checked against it. Of a file that was fetched in parts
-//! the hub tells no hash: what stands here is the SHA-256 of each tensor as it came. It tells a disk that has changed
-//! it, not a hub that lied.
+//! A file that was fetched whole has the hub's own hash, and was checked against it. Of a file that was fetched in
+//! parts the hub tells no hash: what stands here is the SHA-256 of each tensor as it came. It tells a disk that has
+//! changed it, not a hub that lied.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

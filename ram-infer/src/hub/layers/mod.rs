@@ -12,10 +12,11 @@
 //! ranges of the tensors, which become a file of the same name that holds just them.
 //!
 //! *What is verified:* the small files and whole files of weights by the hub's hashes, as everywhere. Of a file that
-//! comes in parts the hub tells no hash that could be checked without the rest of it. Its size, its header (every tensor
-//! as long as its shape says, together they fill the file) and the range of every answer are checked; the tensors' bytes
-//! are as the hub sent them, over TLS. The SHA-256 of each is written down, and checked when a fetch goes on after a cut
-//! and when the folder is used again. Who does not trust a hub's connection that far fetches the model whole.
+//! comes in parts the hub tells no hash that could be checked without the rest of it. Its size, its header (every
+//! tensor as long as its shape says, together they fill the file) and the range of every answer are checked; the
+//! tensors' bytes are as the hub sent them, over TLS. The SHA-256 of each is written down, and checked when a fetch
+//! goes on after a cut and when the folder is used again. Who does not trust a hub's connection that far fetches the
+//! model whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

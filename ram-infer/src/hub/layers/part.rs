@@ -278,6 +278,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one run of bytes")]
     fn tensors_side_by_side_are_one_request_and_a_long_gap_makes_two() {
         let gap = GAP_BYTES_MAX;
         let check = |ranges: &[Range<u64>], expected: &[Range<u64>]| {
