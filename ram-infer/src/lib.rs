@@ -7,6 +7,7 @@
 //! | [`cache`] | keys and values of one sequence |
 //! | [`tokenize`] | words to tokens, and tokens to text that streams |
 //! | [`sample`] | which token comes next |
+//! | [`constrain`] | which tokens a format leaves |
 //! | [`stop`] | stop strings across token borders |
 //! | [`engine`] | many requests at once, on a thread of their own |
 //! | [`device`] | where the mathematics runs |
@@ -17,6 +18,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod constrain;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod device;

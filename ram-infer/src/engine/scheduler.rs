@@ -139,8 +139,9 @@ impl<'m, M: Rows> Scheduler<'m, M> {
                 Some(finish) => Outcome::Done { finish, usage: self.running[index].usage() },
             },
             Err(error) => {
+                let failure = error.failure();
                 effects.push(Effect::Fault(error));
-                Outcome::Failed { failure: Failure::Internal }
+                Outcome::Failed { failure }
             }
         };
         self.running.remove(index);
@@ -284,7 +285,7 @@ mod tests {
     fn answer(prompt: &[u32], tokens_max: u64, seed: u64) -> Answer {
         let tokens_max = TokenCount::new(tokens_max);
         let sampling = Sampling { seed, ..Sampling::default() };
-        let params = GenerationParams { max_tokens: tokens_max, stop: Vec::new(), sampling };
+        let params = GenerationParams::new(tokens_max, sampling);
         Answer::new(Arc::clone(&TOKENIZER), Arc::new([]), prompt, params, tokens_max)
     }
 
