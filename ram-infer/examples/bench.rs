@@ -1,49 +1,78 @@
-//! How fast a model runs here: load time, prefill and decode in tokens a second, peak memory.
+//! How fast a model runs here: load time, prefill and decode in tokens a second, the share of the memory's speed that
+//! decoding reaches, and peak memory.
 //!
 //! ```text
+//! cargo run --release -p ram-infer --example bench -- MODEL_DIR --pp 512 --tg 128 --batch 1,8 --threads 2 --json
 //! cargo run --release -p ram-infer --example bench -- --shape llama-3.2-1b
-//! cargo run --release -p ram-infer --example bench -- --model DIR --prompt 128 --decode 32 --json
 //! ```
 //!
-//! `--shape demo` measures the bundled model. `--shape llama-3.2-1b` writes a model of random weights in MLX's 4-bit
-//! format to a temporary folder, as large as the real one (0.7 GB), loads it from there as any other, and removes it:
-//! what the weights are does not change the speed.
+//! `--pp` is the length of the prompt, `--tg` how many tokens are decoded (a batch shares them out, at least 16 for
+//! each sequence), `--depth` how many lie in the cache before, and `--mode` how products are computed: f32, bf16 or
+//! int8; by default the fastest of them without a loss that shows. `--shape demo` measures the bundled model; `--shape
+//! llama-3.2-1b` writes a model of random weights in MLX's 4-bit format to a temporary folder, as large as the real one
+//! (0.7 GB), loads it from there as any other, and removes it: what the weights are does not change the speed.
+//!
+//! *Bytes a second* are those of the weights that a token needs, times tokens a second, and leave keys and values out;
+//! the probe beside it reads 512 MiB in order, with huge pages and prefetch, as fast as it can. Other engines are
+//! measured beside this one by `ram-infer/peers/compare.py`.
 
 #![expect(clippy::print_stdout, reason = "an example speaks to the terminal")]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
 
+mod probe;
 #[path = "../tests/random_model/mod.rs"]
 mod random_model;
+mod runner;
 
 use std::error::Error;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ram_core::units::TokenCount;
-use ram_infer::device::Device;
-use ram_infer::models::Model;
+use ram_infer::models::{Model, Numerics};
 
 use self::random_model::Shape;
+use self::runner::Sequences;
 
 /// What to measure.
 struct Options {
     /// A model's folder; or else one of `shape` is made.
     model: Option<PathBuf>,
     shape: Shape,
+    mode: Numerics,
+    threads: usize,
     prompt: usize,
     decode: usize,
+    depth: usize,
+    batches: Vec<usize>,
     json: bool,
 }
 
 /// What was measured.
 struct Figures {
-    weights: u64,
+    device: String,
+    weights: Weights,
     load: Duration,
-    /// From the start of loading to the end of a pass over one token, which reads every weight's page once.
+    /// From the start of loading to the end of a pass over one token, which reads every weight once.
     first_token: Duration,
-    prefill: f64,
-    decode: f64,
+    /// Tokens a second; none without a prompt.
+    prefill: Option<f64>,
+    decode: Vec<Decoded>,
     peak_memory: Option<u64>,
+    /// Bytes a second that memory can be read at.
+    probe: f64,
+}
+
+/// Decoding of several sequences at once.
+struct Decoded {
+    batch: usize,
+    /// Of all sequences together.
+    tokens_per_s: f64,
+    /// Of weights; unknown for several sequences of a model with experts, which may need other ones each.
+    bytes_per_s: Option<f64>,
+    /// Memory of their keys and values at the end.
+    kv: u64,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -61,36 +90,62 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(dir: &Path, options: &Options) -> Result<Figures, Box<dyn Error>> {
+    let weights = Weights::read(dir)?;
     let start = Instant::now();
-    let model = Model::load(dir, &Device::best())?;
+    let model = runner::load(dir, options.mode, options.threads, None)?;
     let load = start.elapsed();
-
-    // Some tokens that differ; which ones they are makes no odds.
-    let vocabulary = u32::try_from(model.config().vocab_size)?;
-    let tokens: Vec<u32> = (0..vocabulary).cycle().step_by(7).take(options.prompt).collect();
-    let capacity = TokenCount::new((options.prompt + options.decode) as u64);
-
-    model.forward(&tokens[..1], &mut model.new_cache(TokenCount::new(1))?)?;
+    Sequences::new(&model, 1, 1).extend(0, &[1])?;
     let first_token = start.elapsed();
 
-    let mut cache = model.new_cache(capacity)?;
-    let start = Instant::now();
-    let mut logits = model.forward(&tokens, &mut cache)?;
-    let prefill = options.prompt as f64 / start.elapsed().as_secs_f64();
+    let prefill = (options.prompt > 0).then(|| prefill(&model, options.prompt)).transpose()?;
+    let decode = options.batches.iter().map(|&batch| decode(&model, &weights, batch, options));
+    let decode = decode.collect::<Result<_, _>>()?;
+    // The probe's own memory is no part of the model's.
+    let peak_memory = peak_memory();
+    let probe = probe::bandwidth(options.threads)?;
+    let device = model.device().to_string();
+    Ok(Figures { device, weights, load, first_token, prefill, decode, peak_memory, probe })
+}
 
+/// Tokens a second of a prompt.
+fn prefill(model: &Model, prompt: usize) -> Result<f64, Box<dyn Error>> {
+    let tokens = some_tokens(model, prompt, 0);
+    let mut sequences = Sequences::new(model, 1, prompt);
     let start = Instant::now();
-    for _ in 0..options.decode {
-        logits = model.forward(&[likeliest(&logits)], &mut cache)?;
+    sequences.extend(0, &tokens)?;
+    Ok(prompt as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Tokens a second of `batch` sequences that grow side by side.
+fn decode(
+    model: &Model,
+    weights: &Weights,
+    batch: usize,
+    options: &Options,
+) -> Result<Decoded, Box<dyn Error>> {
+    let steps = (options.decode / batch).max(options.decode.min(16));
+    let mut sequences = Sequences::new(model, batch, options.depth + 1 + steps);
+    for sequence in (0..batch).filter(|_| options.depth > 0) {
+        sequences.extend(sequence, &some_tokens(model, options.depth, sequence))?;
     }
-    let decode = options.decode as f64 / start.elapsed().as_secs_f64();
-    Ok(Figures {
-        weights: model.weight_bytes().get(),
-        load,
-        first_token,
-        prefill,
-        decode,
-        peak_memory: peak_memory(),
-    })
+    // The first step makes room, and is not counted.
+    let mut logits = sequences.step(&some_tokens(model, batch, 0))?;
+    let start = Instant::now();
+    for _ in 0..steps {
+        let tokens: Vec<u32> = logits.iter().map(|logits| likeliest(logits)).collect();
+        logits = sequences.step(&tokens)?;
+    }
+    let passes_per_s = steps as f64 / start.elapsed().as_secs_f64();
+    let known = batch == 1 || !weights.experts;
+    let bytes_per_s = known.then_some(passes_per_s * weights.per_token as f64);
+    let (tokens_per_s, kv) = (passes_per_s * batch as f64, sequences.kv_bytes());
+    Ok(Decoded { batch, tokens_per_s, bytes_per_s, kv })
+}
+
+/// Some tokens that differ; which ones they are makes no odds.
+fn some_tokens(model: &Model, count: usize, from: usize) -> Vec<u32> {
+    let vocabulary = u32::try_from(model.config().vocab_size).unwrap_or(u32::MAX);
+    (0..vocabulary).cycle().step_by(7).skip(from).take(count).collect()
 }
 
 /// The token of the largest logit.
@@ -106,19 +161,88 @@ fn peak_memory() -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
+/// How many bytes of weights a folder holds.
+struct Weights {
+    all: u64,
+    /// Those that a pass over one token needs: without an embedding that is no head, and of experts only those used.
+    per_token: u64,
+    experts: bool,
+}
+
+impl Weights {
+    /// Adds up the heads of the safetensors files.
+    fn read(dir: &Path) -> Result<Self, Box<dyn Error>> {
+        let config: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("config.json"))?)?;
+        let number = |key: &str| config[key].as_u64().or_else(|| config["text_config"][key].as_u64());
+        let all = number("num_experts").or_else(|| number("n_routed_experts"));
+        let used_of = number("num_experts_per_tok").zip(all);
+        let tensors = tensors(dir)?;
+        let untied = tensors.iter().any(|(name, _)| name.ends_with("lm_head.weight"));
+        let mut weights = Self { all: 0, per_token: 0, experts: false };
+        for (name, bytes) in &tensors {
+            weights.all += bytes;
+            let expert = name.contains(".switch_mlp.") || name.contains(".experts.");
+            weights.experts |= expert;
+            weights.per_token += match used_of {
+                Some((used, of)) if expert => bytes * used / of.max(1),
+                _ if untied && name.contains("embed_tokens.") => 0,
+                _ => *bytes,
+            };
+        }
+        Ok(weights)
+    }
+}
+
+/// Names and sizes of all tensors of a folder.
+fn tensors(dir: &Path) -> Result<Vec<(String, u64)>, Box<dyn Error>> {
+    let mut tensors = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "safetensors") {
+            continue;
+        }
+        let mut file = BufReader::new(File::open(&path)?);
+        let mut length = [0; 8];
+        file.read_exact(&mut length)?;
+        let head: serde_json::Value = serde_json::from_reader(file.take(u64::from_le_bytes(length)))?;
+        for (name, tensor) in head.as_object().into_iter().flatten() {
+            let offset = |n: usize| tensor["data_offsets"][n].as_u64();
+            let bytes = offset(0).zip(offset(1)).and_then(|(begin, end)| end.checked_sub(begin));
+            tensors.extend(bytes.map(|bytes| (name.clone(), bytes)));
+        }
+    }
+    Ok(tensors)
+}
+
 impl Options {
     fn read(mut words: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
-        let mut options =
-            Self { model: None, shape: Shape::LLAMA_3_2_1B, prompt: 512, decode: 64, json: false };
+        let mut options = Self {
+            model: None,
+            shape: Shape::LLAMA_3_2_1B,
+            mode: Numerics::best(),
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            prompt: 512,
+            decode: 128,
+            depth: 0,
+            batches: vec![1],
+            json: false,
+        };
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
                 "--model" => options.model = Some(value()?.into()),
                 "--shape" => options.choose(&value()?)?,
-                "--prompt" => options.prompt = value()?.parse::<usize>()?.max(1),
-                "--decode" => options.decode = value()?.parse::<usize>()?.max(1),
+                "--mode" => options.mode = runner::numerics(&value()?)?,
+                "--threads" => options.threads = value()?.parse::<usize>()?.max(1),
+                "--pp" | "--prompt" => options.prompt = value()?.parse()?,
+                "--tg" | "--decode" => options.decode = value()?.parse::<usize>()?.max(1),
+                "--depth" => options.depth = value()?.parse()?,
+                "--batch" => options.batches = batches(&value()?)?,
                 "--json" => options.json = true,
-                _ => return Err(format!("{word} is unknown: see the head of this example").into()),
+                _ if word.starts_with('-') => {
+                    return Err(format!("{word} is unknown: see the head of this example").into());
+                }
+                _ => options.model = Some(word.into()),
             }
         }
         Ok(options)
@@ -135,30 +259,58 @@ impl Options {
     }
 }
 
+/// `1,8`.
+fn batches(list: &str) -> Result<Vec<usize>, std::num::ParseIntError> {
+    list.split(',').map(|word| word.trim().parse::<usize>().map(|batch| batch.max(1))).collect()
+}
+
 impl Figures {
     fn print(&self, options: &Options) {
-        let Self { weights, load, first_token, prefill, decode, peak_memory } = self;
-        let (prompt, decoded, device) = (options.prompt, options.decode, Device::best());
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
         if options.json {
-            let figures = serde_json::json!({
-                "device": device.to_string(), "threads": threads, "weight_bytes": weights,
-                "load_s": load.as_secs_f64(), "first_token_s": first_token.as_secs_f64(),
-                "prompt_tokens": prompt, "prefill_tokens_per_s": prefill,
-                "decoded_tokens": decoded, "decode_tokens_per_s": decode, "peak_memory_bytes": peak_memory,
-            });
-            println!("{figures}");
+            println!("{}", self.json(options));
             return;
         }
         let mib = |bytes: u64| bytes >> 20;
-        println!("device        {device}, {threads} threads");
-        println!("weights       {} MiB", mib(*weights));
-        println!("load          {:.3} s", load.as_secs_f64());
-        println!("first token   {:.3} s after the start of loading", first_token.as_secs_f64());
-        println!("prefill       {prefill:.1} tokens/s over {prompt} tokens");
-        println!("decode        {decode:.1} tokens/s over {decoded} tokens");
-        if let Some(peak) = peak_memory {
-            println!("peak memory   {} MiB", mib(*peak));
+        println!(
+            "device        {}, {} threads, {}",
+            self.device,
+            options.threads,
+            runner::name(options.mode)
+        );
+        println!("weights       {} MiB, {} a token", mib(self.weights.all), mib(self.weights.per_token));
+        println!("load          {:.3} s", self.load.as_secs_f64());
+        println!("first token   {:.3} s after the start of loading", self.first_token.as_secs_f64());
+        if let Some(prefill) = self.prefill {
+            println!("prefill       {prefill:.1} tokens/s over {} tokens", options.prompt);
         }
+        for Decoded { batch, tokens_per_s, bytes_per_s, kv } in &self.decode {
+            print!("decode        {tokens_per_s:.1} tokens/s, {batch} at once");
+            if let Some(bytes) = bytes_per_s {
+                print!(", {:.1} GB/s, {:.0} % of the probe", bytes / 1e9, 100.0 * bytes / self.probe);
+            }
+            println!(", {} MiB of keys and values", mib(*kv));
+        }
+        println!("probe         {:.1} GB/s", self.probe / 1e9);
+        if let Some(peak) = self.peak_memory {
+            println!("peak memory   {} MiB", mib(peak));
+        }
+    }
+
+    fn json(&self, options: &Options) -> serde_json::Value {
+        let decode = self.decode.iter().map(|Decoded { batch, tokens_per_s, bytes_per_s, kv }| {
+            serde_json::json!({
+                "batch": batch, "tokens_per_s": tokens_per_s, "bytes_per_s": bytes_per_s,
+                "kv_bytes": kv,
+                "probe_share": bytes_per_s.map(|bytes| bytes / self.probe),
+            })
+        });
+        serde_json::json!({
+            "device": self.device, "mode": runner::name(options.mode), "threads": options.threads,
+            "weight_bytes": self.weights.all, "weight_bytes_per_token": self.weights.per_token,
+            "load_s": self.load.as_secs_f64(), "first_token_s": self.first_token.as_secs_f64(),
+            "prompt_tokens": options.prompt, "prefill_tokens_per_s": self.prefill,
+            "depth": options.depth, "decode": decode.collect::<Vec<_>>(),
+            "peak_memory_bytes": self.peak_memory, "probe_bytes_per_s": self.probe,
+        })
     }
 }

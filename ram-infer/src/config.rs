@@ -4,15 +4,23 @@
 //! refused by name ([`InferError::BadField`]); a wish that this engine cannot fulfil too
 //! ([`InferError::Unsupported`]), for a model computed otherwise than it was trained gives quiet nonsense.
 
+mod experts;
 mod fields;
+mod packing;
+mod rope;
+mod sequence;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::num::NonZeroU16;
 use std::path::Path;
 
 use ram_core::units::{Bytes, TokenCount};
 use serde_json::Value;
+
+pub use self::experts::{MoeConfig, Scoring, SharedExpert};
+pub use self::packing::{AffineFormat, Format, ModuleFormat, QuantizationConfig};
+pub use self::rope::{RopeConfig, RopeScaling};
+pub use self::sequence::{DeltaConfig, MlaConfig};
 
 use self::fields::{Fields, shortened};
 use crate::error::InferError;
@@ -29,14 +37,16 @@ pub struct ModelConfig {
     pub layers: NonZeroU16,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside of the MLP.
+    /// Width inside of the MLP of a layer without experts; zero when all layers have them.
     pub intermediate_size: usize,
     /// Query heads (`num_attention_heads`).
     pub heads: usize,
     /// Key and value heads (`num_key_value_heads`); divides `heads`.
     pub kv_heads: usize,
-    /// Width of one head; even.
+    /// Width of one head's queries and keys; even.
     pub head_dim: usize,
+    /// How many of a head's numbers are turned by their position: the first ones, or with `mla` the last ones; even.
+    pub rotary_dim: usize,
     /// What is added to the mean square under the root.
     pub rms_norm_eps: f32,
     /// Rotary position encoding.
@@ -56,6 +66,12 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
     /// How the weights are packed; `None` when they are plain.
     pub quantization: Option<QuantizationConfig>,
+    /// Experts in place of the MLP, in some layers or all.
+    pub moe: Option<MoeConfig>,
+    /// Latent attention in place of the plain one, in all layers.
+    pub mla: Option<MlaConfig>,
+    /// DeltaNets in place of attention, in most layers.
+    pub delta: Option<DeltaConfig>,
 }
 
 /// A family of models that this engine runs.
@@ -70,6 +86,24 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3, dense.
     Qwen3,
+    /// Qwen3 with a mixture of experts.
+    Qwen3Moe,
+    /// Qwen3-Next: DeltaNets and gated attention, with a mixture of experts.
+    Qwen3Next,
+    /// Qwen3.5, dense: DeltaNets and gated attention.
+    Qwen35,
+    /// Qwen3.5 with a mixture of experts.
+    Qwen35Moe,
+    /// DeepSeek V3 and R1: latent attention and a mixture of experts.
+    DeepseekV3,
+}
+
+impl Architecture {
+    /// Whether most layers are DeltaNets.
+    #[must_use]
+    pub const fn is_hybrid(self) -> bool {
+        matches!(self, Self::Qwen3Next | Self::Qwen35 | Self::Qwen35Moe)
+    }
 }
 
 impl fmt::Display for Architecture {
@@ -80,93 +114,12 @@ impl fmt::Display for Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Qwen3Next => "qwen3_next",
+            Self::Qwen35 => "qwen3_5",
+            Self::Qwen35Moe => "qwen3_5_moe",
+            Self::DeepseekV3 => "deepseek_v3",
         })
-    }
-}
-
-/// Rotary position encoding (Su et al. 2021): the base of its wavelengths, and how they are stretched.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RopeConfig {
-    /// The base (`rope_theta`).
-    pub theta: f64,
-    /// How the wavelengths are stretched for a longer context.
-    pub scaling: RopeScaling,
-}
-
-/// How the wavelengths of a rotary encoding are stretched for a context longer than the first training's.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All by one factor.
-    Linear {
-        /// The factor.
-        factor: f64,
-    },
-    /// Llama 3: the long waves by `factor`, the short ones not at all, those between by a smooth step.
-    Llama3 {
-        /// The factor for the long waves.
-        factor: f64,
-        /// A wave longer than `original_context / low_freq_factor` is long.
-        low_freq_factor: f64,
-        /// A wave shorter than `original_context / high_freq_factor` is short.
-        high_freq_factor: f64,
-        /// The context of the first training (`original_max_position_embeddings`).
-        original_context: f64,
-    },
-}
-
-/// How a model's weights are packed: MLX's affine quantisation, with a word for single modules.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QuantizationConfig {
-    /// The format that most modules have. What a module's own shapes say goes before it, as in mlx-lm.
-    pub format: AffineFormat,
-    /// Modules with a format of their own, by path (`model.layers.0.mlp.down_proj`).
-    pub overrides: BTreeMap<String, ModuleFormat>,
-}
-
-/// How one module is packed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ModuleFormat {
-    /// Not packed.
-    Plain,
-    /// Packed so.
-    Affine(AffineFormat),
-}
-
-/// `bits` per weight in groups of `group_size` that share a scale and a bias: `w = scale * q + bias`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AffineFormat {
-    bits: usize,
-    group_size: usize,
-}
-
-impl AffineFormat {
-    /// A format of 4 or 8 bits in groups of 32, 64 or 128; `None` for any other.
-    #[must_use]
-    pub const fn new(bits: usize, group_size: usize) -> Option<Self> {
-        match (bits, group_size) {
-            (4 | 8, 32 | 64 | 128) => Some(Self { bits, group_size }),
-            _ => None,
-        }
-    }
-
-    /// Bits per weight: 4 or 8.
-    #[must_use]
-    pub const fn bits(self) -> usize {
-        self.bits
-    }
-
-    /// Weights that share a scale: 32, 64 or 128.
-    #[must_use]
-    pub const fn group_size(self) -> usize {
-        self.group_size
-    }
-}
-
-impl fmt::Display for AffineFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "affine, {} bits in groups of {}", self.bits, self.group_size)
     }
 }
 
@@ -185,33 +138,89 @@ impl ModelConfig {
 
     /// Reads the two files' contents.
     pub(crate) fn parse(config: &Value, generation: Option<&Value>) -> Result<Self, InferError> {
-        let fields = Fields::of(CONFIG, config)?;
-        let architecture = architecture(&fields)?;
-        refuse_variants(&fields, architecture)?;
+        let root = Fields::of(CONFIG, config)?;
+        let architecture = architecture(&root)?;
+        // A model that sees has the part that speaks inside.
+        let fields = &text_fields(&root, architecture)?;
+        refuse_variants(fields, architecture)?;
         let hidden_size = fields.required("hidden_size", |f, name| f.count(name, WIDTH_MAX))?;
         let heads = fields.required("num_attention_heads", |f, name| f.count(name, HEADS_MAX))?;
         let context = fields.required("max_position_embeddings", |f, name| f.count(name, CONTEXT_MAX))?;
+        let layers = fields.required("num_hidden_layers", |f, name| f.layers(name, LAYERS_MAX))?;
+        let moe = MoeConfig::parse(fields, architecture, layers.get().into())?;
+        let mla = MlaConfig::parse(fields, architecture)?;
+        let head_dim = match &mla {
+            Some(mla) => mla.qk_head_dim(),
+            None => head_dim(fields, hidden_size, heads)?,
+        };
         let read = Self {
             architecture,
             vocab_size: fields.required("vocab_size", |f, name| f.count(name, VOCABULARY_MAX))?,
-            layers: fields.required("num_hidden_layers", |f, name| f.layers(name, LAYERS_MAX))?,
+            layers,
             hidden_size,
-            intermediate_size: fields.required("intermediate_size", |f, name| f.count(name, WIDTH_MAX))?,
+            intermediate_size: intermediate_size(fields, moe.as_ref())?,
             heads,
-            kv_heads: kv_heads(&fields, heads)?,
-            head_dim: head_dim(&fields, hidden_size, heads)?,
+            kv_heads: if mla.is_some() { heads } else { kv_heads(fields, heads)? },
+            head_dim,
+            rotary_dim: match &mla {
+                Some(mla) => mla.qk_rope,
+                None => rotary_dim(fields, architecture, head_dim)?,
+            },
             rms_norm_eps: fields.required("rms_norm_eps", |f, name| f.small(name, EPS))?,
-            rope: RopeConfig::parse(&fields, architecture)?,
+            rope: RopeConfig::parse(fields, architecture)?,
             attention_bias: fields.flag("attention_bias")?.unwrap_or(false),
             mlp_bias: fields.flag("mlp_bias")?.unwrap_or(false),
-            sliding_window: sliding_window(&fields, architecture, context)?,
+            sliding_window: sliding_window(fields, architecture, context)?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             context: TokenCount::new(context as u64),
-            eos_token_ids: eos_token_ids(&fields, generation)?,
-            quantization: QuantizationConfig::parse(&fields)?,
+            eos_token_ids: eos_token_ids(fields, generation)?,
+            quantization: QuantizationConfig::parse(&root)?,
+            moe,
+            mla,
+            delta: DeltaConfig::parse(fields, architecture, layers.get().into())?,
         };
         read.check_size()?;
         Ok(read)
+    }
+
+    /// Numbers that one position takes in the caches of all layers.
+    #[must_use]
+    pub fn cached_numbers(&self) -> usize {
+        let attending = match &self.delta {
+            Some(delta) => delta.linear.iter().filter(|linear| !**linear).count(),
+            None => self.layers.get().into(),
+        };
+        attending
+            * match &self.mla {
+                Some(mla) => mla.kv_lora_rank + mla.qk_rope,
+                None => 2 * self.kv_heads * self.head_dim,
+            }
+    }
+
+    /// Numbers of the states that all layers keep of one sequence, however long it is.
+    #[must_use]
+    pub fn state_numbers(&self) -> usize {
+        let linear = |delta: &DeltaConfig| delta.linear.iter().filter(|linear| **linear).count();
+        self.delta.as_ref().map_or(0, |delta| linear(delta) * delta.state_numbers())
+    }
+
+    /// Numbers of the widest activations of one token inside of a layer, beside the residual stream: what attention
+    /// makes, or both arms of the MLPs that a token takes.
+    #[must_use]
+    pub fn activation_numbers(&self) -> usize {
+        let attention = match &self.mla {
+            // Absorbed, a head's query is as wide as what is cached.
+            Some(mla) => self.heads * (self.head_dim + 2 * mla.kv_lora_rank + mla.v_head_dim),
+            // Hybrids make a gate beside the queries.
+            None if self.delta.is_some() => 2 * (self.heads + self.kv_heads) * self.head_dim,
+            None => (self.heads + 2 * self.kv_heads) * self.head_dim,
+        };
+        let delta = self.delta.as_ref().map_or(0, |delta| 2 * delta.channels());
+        let experts = self.moe.as_ref().map_or(0, |moe| {
+            let shared = moe.shared.map_or(0, |shared| shared.width);
+            2 * (moe.experts_per_token * moe.expert_width + shared) + moe.experts
+        });
+        (2 * self.intermediate_size).max(experts).max(attention).max(delta)
     }
 
     /// Refuses a model of more weights than any machine holds.
@@ -219,8 +228,15 @@ impl ModelConfig {
         let [hidden, inner, heads, kv_heads, head_dim] =
             [self.hidden_size, self.intermediate_size, self.heads, self.kv_heads, self.head_dim]
                 .map(|width| width as u128);
-        let attention = 2 * hidden * (heads + kv_heads) * head_dim;
-        let layer = attention + 3 * hidden * inner;
+        let attention = match &self.mla {
+            Some(mla) => mla.weights(hidden, heads),
+            // Queries twice, for the gate that hybrids have.
+            None => hidden * (3 * heads + 2 * kv_heads) * head_dim,
+        };
+        let delta = self.delta.as_ref().map_or(0, |delta| delta.weights(hidden));
+        let experts = self.moe.as_ref().map_or(0, |moe| moe.weights(hidden));
+        // By the heaviest layer that there might be.
+        let layer = attention.max(delta) + experts.max(3 * hidden * inner);
         let weights = u128::from(self.layers.get()) * layer + 2 * self.vocab_size as u128 * hidden;
         if weights > WEIGHTS_MAX {
             return Err(InferError::BadField {
@@ -241,8 +257,22 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture, InferError> {
         "mistral" => Ok(Architecture::Mistral),
         "qwen2" => Ok(Architecture::Qwen2),
         "qwen3" => Ok(Architecture::Qwen3),
+        "qwen3_moe" => Ok(Architecture::Qwen3Moe),
+        "qwen3_next" => Ok(Architecture::Qwen3Next),
+        "qwen3_5" => Ok(Architecture::Qwen35),
+        "qwen3_5_moe" => Ok(Architecture::Qwen35Moe),
+        "deepseek_v3" => Ok(Architecture::DeepseekV3),
         other => Err(InferError::UnsupportedArchitecture { model_type: shortened(other) }),
     }
+}
+
+/// Where the model's own fields are: Qwen3.5 has them in `text_config`.
+fn text_fields<'a>(root: &Fields<'a>, architecture: Architecture) -> Result<Fields<'a>, InferError> {
+    let nested = match architecture {
+        Architecture::Qwen35 | Architecture::Qwen35Moe => root.nested("text_config")?,
+        _ => None,
+    };
+    Ok(nested.unwrap_or_else(|| root.clone()))
 }
 
 /// Refuses, by name, the variants of the families that compute otherwise.
@@ -255,22 +285,39 @@ fn refuse_variants(fields: &Fields<'_>, architecture: Architecture) -> Result<()
     if fields.flag("rope_traditional")? == Some(true) {
         return Err(fields.unsupported("rope_traditional", "true"));
     }
-    refuse_partial_rotation(fields)?;
-    let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
-    if qwen && fields.flag("use_sliding_window")? == Some(true) {
+    if architecture != Architecture::Mistral && fields.flag("use_sliding_window")? == Some(true) {
         return Err(fields.unsupported("use_sliding_window", "true"));
     }
+    if architecture.is_hybrid() {
+        return match fields.flag("attn_output_gate")? {
+            Some(false) => Err(fields.unsupported("attn_output_gate", "false")),
+            _ => Ok(()),
+        };
+    }
+    rope::refuse_partial_rotation(fields)?;
     let kinds = fields.find("layer_types").and_then(Value::as_array);
     let other = kinds.into_iter().flatten().find(|kind| *kind != "full_attention");
     other.map_or(Ok(()), |kind| Err(fields.unsupported("layer_types", &kind.to_string())))
 }
 
-/// Refuses heads that are turned in part only.
-fn refuse_partial_rotation(fields: &Fields<'_>) -> Result<(), InferError> {
-    match fields.number("partial_rotary_factor", 0.0..=1.0)? {
-        Some(factor) if factor < 1.0 => Err(fields.unsupported("partial_rotary_factor", &factor.to_string())),
-        _ => Ok(()),
+/// Width of the MLP; a model with experts in all layers has none.
+fn intermediate_size(fields: &Fields<'_>, moe: Option<&MoeConfig>) -> Result<usize, InferError> {
+    if moe.is_some_and(|moe| moe.sparse.iter().all(|sparse| *sparse)) {
+        return Ok(0);
     }
+    fields.required("intermediate_size", |f, name| f.count(name, WIDTH_MAX))
+}
+
+/// How many numbers of a head are turned: all, or in hybrids as many as the file says.
+fn rotary_dim(fields: &Fields<'_>, architecture: Architecture, head_dim: usize) -> Result<usize, InferError> {
+    let stated = if architecture.is_hybrid() { rope::partial_rotation(fields)? } else { Some(1.0) };
+    let factor = stated.ok_or_else(|| fields.missing("partial_rotary_factor"))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a factor from 0 to 1")]
+    let rotary_dim = (head_dim as f64 * factor) as usize;
+    if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+        return Err(fields.bad("partial_rotary_factor", format!("an even part of {head_dim} numbers")));
+    }
+    Ok(rotary_dim)
 }
 
 /// Key and value heads: as many as query heads when the file does not say.
@@ -319,109 +366,13 @@ fn eos_token_ids(fields: &Fields<'_>, generation: Option<&Value>) -> Result<Vec<
     }
 }
 
-impl RopeConfig {
-    /// Reads transformers 5's `rope_parameters`, or else `rope_theta` and `rope_scaling`.
-    fn parse(fields: &Fields<'_>, architecture: Architecture) -> Result<Self, InferError> {
-        let nested = match fields.nested("rope_parameters")? {
-            Some(nested) => Some(nested),
-            None => fields.nested("rope_scaling")?,
-        };
-        let stated = match fields.number("rope_theta", THETA)? {
-            Some(theta) => Some(theta),
-            None => nested.as_ref().map(|nested| nested.number("rope_theta", THETA)).transpose()?.flatten(),
-        };
-        let theta = match (stated, architecture) {
-            (Some(theta), _) => theta,
-            // The first Llama and Mistral had one base and did not write it down.
-            (None, Architecture::Llama | Architecture::Mistral) => 10_000.0,
-            (None, Architecture::Qwen2 | Architecture::Qwen3) => return Err(fields.missing("rope_theta")),
-        };
-        let scaling = nested.as_ref().map_or(Ok(RopeScaling::None), RopeScaling::parse)?;
-        Ok(Self { theta, scaling })
-    }
-}
-
-impl RopeScaling {
-    /// Reads the inside of `rope_scaling` or `rope_parameters`.
-    fn parse(fields: &Fields<'_>) -> Result<Self, InferError> {
-        refuse_partial_rotation(fields)?;
-        let kind = match fields.text("rope_type")? {
-            Some(kind) => kind,
-            None => fields.text("type")?.unwrap_or("default"),
-        };
-        let factor = |name| fields.required(name, |f, name| f.number(name, FACTOR));
-        match kind {
-            "default" => Ok(Self::None),
-            "linear" => Ok(Self::Linear { factor: factor("factor")? }),
-            "llama3" => Self::parse_llama3(fields, factor("factor")?),
-            other => Err(fields.unsupported("rope_type", other)),
-        }
-    }
-
-    /// Llama 3's step, with the figures of Llama 3.1 for those left out (as in mlx-lm).
-    fn parse_llama3(fields: &Fields<'_>, factor: f64) -> Result<Self, InferError> {
-        let low_freq_factor = fields.number("low_freq_factor", FACTOR)?.unwrap_or(1.0);
-        let high_freq_factor = fields.number("high_freq_factor", FACTOR)?.unwrap_or(4.0);
-        if high_freq_factor <= low_freq_factor {
-            return Err(
-                fields.bad("high_freq_factor", format!("more than low_freq_factor, {low_freq_factor}"))
-            );
-        }
-        let name = "original_max_position_embeddings";
-        let original_context = fields.number(name, 1.0..=CONTEXT_MAX as f64)?.unwrap_or(8192.0);
-        Ok(Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context })
-    }
-}
-
-impl QuantizationConfig {
-    /// Reads `quantization`, or else the `quantization_config` that mlx-lm writes beside it.
-    fn parse(fields: &Fields<'_>) -> Result<Option<Self>, InferError> {
-        let found = match fields.nested("quantization")? {
-            Some(found) => Some(found),
-            None => fields.nested("quantization_config")?,
-        };
-        let Some(found) = found else { return Ok(None) };
-        if let Some(method) = found.text("quant_method")? {
-            return Err(found.unsupported_packing(method));
-        }
-        let format = affine(&found, None)?;
-        let mut overrides = BTreeMap::new();
-        for (path, value) in found.map {
-            match value {
-                Value::Bool(false) => _ = overrides.insert(path.clone(), ModuleFormat::Plain),
-                Value::Bool(true) => _ = overrides.insert(path.clone(), ModuleFormat::Affine(format)),
-                Value::Object(map) => {
-                    let inner = found.inner(path, map);
-                    overrides.insert(path.clone(), ModuleFormat::Affine(affine(&inner, Some(format))?));
-                }
-                _ => {}
-            }
-        }
-        Ok(Some(Self { format, overrides }))
-    }
-}
-
-/// Reads `mode`, `bits` and `group_size`; what is left out is as in `default`, or as MLX has it.
-fn affine(fields: &Fields<'_>, default: Option<AffineFormat>) -> Result<AffineFormat, InferError> {
-    if let Some(mode) = fields.text("mode")?
-        && mode != "affine"
-    {
-        return Err(fields.unsupported_packing(mode));
-    }
-    let default = default.unwrap_or(AffineFormat { bits: 4, group_size: 64 });
-    let bits = fields.count("bits", 64)?.unwrap_or(default.bits);
-    let group_size = fields.count("group_size", WIDTH_MAX)?.unwrap_or(default.group_size);
-    let format = || format!("affine, {bits} bits in groups of {group_size}");
-    AffineFormat::new(bits, group_size).ok_or_else(|| fields.unsupported_packing(&format()))
-}
-
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 /// A config of the largest model, with a packing of its own for each module, is under 1 MiB.
 const JSON_BYTES_MAX: Bytes = Bytes::new(16 << 20);
 /// Four times the deepest model known (126 layers).
 const LAYERS_MAX: u16 = 512;
-/// Ten times the widest MLP known (53 248).
+/// Ten times the widest dense MLP known (53 248).
 const WIDTH_MAX: usize = 1 << 19;
 /// Four times the most heads known (128), with room.
 const HEADS_MAX: usize = 1 << 10;
@@ -433,9 +384,6 @@ const VOCABULARY_MAX: usize = 1 << 22;
 const CONTEXT_MAX: usize = 100_000_000;
 /// 2^42: four times the largest model known; at 4 bits it would be 2 TiB.
 const WEIGHTS_MAX: u128 = 1 << 42;
-/// Bases known lie between 10 000 and 5 000 000.
-const THETA: std::ops::RangeInclusive<f64> = 1.0..=1e12;
-const FACTOR: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 /// Known: 1e-6 and 1e-5.
 const EPS: std::ops::RangeInclusive<f64> = 1e-12..=1e-1;
 
@@ -470,7 +418,7 @@ mod tests {
         assert_eq!(config.rope, RopeConfig { theta: 1e6, scaling: RopeScaling::None });
         assert_eq!((config.sliding_window, config.tie_word_embeddings), (None, Some(true)));
         assert_eq!(config.eos_token_ids, [151_645]);
-        assert_eq!(config.quantization.unwrap().format, AffineFormat::new(4, 64).unwrap());
+        assert_eq!(config.quantization.unwrap().format, Format::Affine(AffineFormat::new(4, 64).unwrap()));
     }
 
     #[test]
@@ -507,14 +455,140 @@ mod tests {
     }
 
     #[test]
-    fn a_module_may_have_a_packing_of_its_own() {
-        let quantization = json!({"group_size": 64, "bits": 4, "mode": "affine",
-            "a": {"bits": 8}, "b": {"group_size": 32, "bits": 8}, "c": false, "d": true});
-        let found = read(&json!({"quantization": quantization})).unwrap().quantization.unwrap();
-        let affine = |bits, group_size| ModuleFormat::Affine(AffineFormat::new(bits, group_size).unwrap());
-        let expected =
-            [("a", affine(8, 64)), ("b", affine(8, 32)), ("c", ModuleFormat::Plain), ("d", affine(4, 64))];
-        assert_eq!(found.overrides, expected.map(|(path, format)| (path.to_owned(), format)).into());
+    fn yarn_reads_with_what_its_paper_says_of_the_rest() {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768});
+        let rope = read(&json!({"rope_scaling": yarn})).unwrap().rope;
+        let RopeScaling::Yarn { factor, beta_fast, beta_slow, .. } = rope.scaling else { panic!("{rope:?}") };
+        assert_eq!((factor, beta_fast, beta_slow), (4.0, 32.0, 1.0));
+        assert!((rope.magnitude() - (0.1 * 4.0_f64.ln() + 1.0)).abs() < 1e-12);
+        let plain = RopeConfig { scaling: RopeScaling::None, ..rope }.frequencies(128);
+        let found = rope.frequencies(128);
+        assert_eq!(found[..10], plain[..10]);
+        assert!((found[63] - plain[63] / 4.0).abs() < 1e-15);
+        assert!(found.is_sorted_by(|a, b| a > b));
+        for (field, value) in [("attention_factor", json!(2.0)), ("truncate", json!(false))] {
+            let mut yarn = yarn.clone();
+            yarn[field] = value;
+            let error = read(&json!({"rope_scaling": yarn})).unwrap_err();
+            assert!(matches!(error, InferError::Unsupported { field: named, .. } if named.ends_with(field)));
+        }
+    }
+
+    /// The `config.json` of a fixture, but for what `changes` says of its own or its text's fields.
+    fn fixture(name: &str, changes: &Value) -> Result<ModelConfig, InferError> {
+        let path = format!("{}/tests/fixtures/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let mut config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let inner = if config["text_config"].is_object() { &mut config["text_config"] } else { &mut config };
+        for (name, value) in changes.as_object().unwrap() {
+            inner[name] = value.clone();
+        }
+        ModelConfig::parse(&config, None)
+    }
+
+    #[test]
+    fn qwens_experts_read_and_say_in_which_layers_they_are() {
+        let config = fixture("qwen3-moe-4bit-g64", &json!({})).unwrap();
+        let moe = config.moe.unwrap();
+        assert_eq!(moe.sparse, [true, false, true]);
+        assert_eq!((moe.experts, moe.experts_per_token, moe.expert_width), (8, 3, 64));
+        assert_eq!((moe.shared, moe.scoring, moe.norm_topk_prob), (None, Scoring::Softmax, true));
+        assert_eq!(config.intermediate_size, 128);
+        let changes = json!({"mlp_only_layers": [], "intermediate_size": null});
+        let config = fixture("qwen3-moe-4bit-g64", &changes).unwrap();
+        assert_eq!((config.moe.unwrap().sparse, config.intermediate_size), (vec![true; 3], 0));
+        let stepped = json!({"mlp_only_layers": [], "decoder_sparse_step": 2});
+        assert_eq!(
+            fixture("qwen3-moe-4bit-g64", &stepped).unwrap().moe.unwrap().sparse,
+            [false, true, false]
+        );
+    }
+
+    #[test]
+    fn hybrids_read_wherever_their_fields_stand() {
+        for name in ["qwen3-next-4bit-g64", "qwen3-5-4bit-g64", "qwen3-5-moe-nvfp4"] {
+            let config = fixture(name, &json!({})).unwrap();
+            let delta = config.delta.as_ref().unwrap();
+            assert_eq!(delta.linear, [true, true, true, false], "{name}");
+            assert_eq!((delta.key_heads, delta.value_heads, delta.kernel), (2, 4, 4));
+            assert_eq!((delta.key_dim, delta.value_dim, delta.channels()), (32, 16, 192));
+            assert_eq!((config.head_dim, config.rotary_dim), (32, 8));
+            assert_eq!(config.cached_numbers(), 2 * 2 * 32);
+            assert_eq!(config.state_numbers(), 3 * (4 * 16 * 32 + 3 * 192));
+            let shared = config.moe.map(|moe| moe.shared.unwrap());
+            let expected = (name != "qwen3-5-4bit-g64").then_some(SharedExpert { width: 64, gated: true });
+            assert_eq!(shared, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn deepseek_reads_with_its_groups_and_ranks() {
+        let config = fixture("deepseek-4bit-g32-yarn", &json!({})).unwrap();
+        let (moe, mla) = (config.moe.as_ref().unwrap(), config.mla.unwrap());
+        assert_eq!(moe.sparse, [false, true, true]);
+        assert_eq!(moe.scoring, Scoring::Sigmoid { groups: 4, groups_per_token: 2 });
+        assert_eq!(moe.shared, Some(SharedExpert { width: 64, gated: false }));
+        assert_eq!((mla.q_lora_rank, mla.kv_lora_rank, mla.qk_head_dim()), (Some(64), 64, 48));
+        assert_eq!((config.head_dim, config.rotary_dim), (48, 16));
+        assert_eq!(config.cached_numbers(), 3 * (64 + 16));
+        let dense = fixture("deepseek-4bit-g32-yarn", &json!({"n_routed_experts": null})).unwrap();
+        assert_eq!(dense.moe, None);
+    }
+
+    #[test]
+    fn the_richer_families_refuse_by_name_what_they_cannot_mean() {
+        let (moe, next, deepseek) = ("qwen3-moe-4bit-g64", "qwen3-next-4bit-g64", "deepseek-4bit-g32-yarn");
+        for (name, field, value) in [
+            (moe, "num_experts", json!(0)),
+            (moe, "num_experts", json!(1 << 20)),
+            (moe, "num_experts_per_tok", json!(9)),
+            (moe, "moe_intermediate_size", json!(1u64 << 40)),
+            (moe, "mlp_only_layers", json!(["a"])),
+            (moe, "decoder_sparse_step", json!(0)),
+            (next, "linear_num_value_heads", json!(3)),
+            (next, "linear_conv_kernel_dim", json!(1000)),
+            (next, "linear_key_head_dim", json!(1 << 20)),
+            (next, "partial_rotary_factor", json!(0.0)),
+            (next, "layer_types", json!(["full_attention"])),
+            (
+                "qwen3-5-4bit-g64",
+                "layer_types",
+                json!(["linear_attention", "linear_attention", "linear_attention", "linear_attention"]),
+            ),
+            (deepseek, "n_group", json!(5)),
+            (deepseek, "n_group", json!(12)),
+            (deepseek, "topk_group", json!(5)),
+            (deepseek, "num_experts_per_tok", json!(7)),
+            (deepseek, "qk_rope_head_dim", json!(15)),
+            (deepseek, "kv_lora_rank", json!(0)),
+            (deepseek, "n_shared_experts", json!(65)),
+        ] {
+            let error = fixture(name, &json!({field: value})).unwrap_err();
+            let named = matches!(&error, InferError::BadField { field: named, .. } if named.ends_with(field));
+            assert!(named, "{field} = {value}: {error:?}");
+        }
+        for (name, field, value) in [
+            (deepseek, "scoring_func", json!("softmax")),
+            (deepseek, "topk_method", json!("greedy")),
+            (deepseek, "rope_interleave", json!(false)),
+            (next, "attn_output_gate", json!(false)),
+            (moe, "partial_rotary_factor", json!(0.5)),
+            (moe, "use_sliding_window", json!(true)),
+        ] {
+            let error = fixture(name, &json!({field: value})).unwrap_err();
+            let named = matches!(&error, InferError::Unsupported { field: named, .. } if named == field);
+            assert!(named, "{field} = {value}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn experts_and_states_count_as_size() {
+        let many = json!({"num_experts": 4096, "moe_intermediate_size": 1 << 19, "hidden_size": 1 << 13});
+        let error = fixture("qwen3-moe-4bit-g64", &many).unwrap_err();
+        assert!(matches!(error, InferError::BadField { field, .. } if field == "hidden_size"));
+        let wide = json!({"linear_num_key_heads": 1024, "linear_num_value_heads": 1024,
+            "linear_key_head_dim": 1024, "linear_value_head_dim": 1024});
+        let error = fixture("qwen3-next-4bit-g64", &wide).unwrap_err();
+        assert!(matches!(error, InferError::BadField { field, .. } if field == "linear_value_head_dim"));
     }
 
     #[test]

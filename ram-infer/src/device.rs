@@ -9,7 +9,7 @@ use crate::error::InferError;
 /// Where a model's mathematics runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Device {
-    /// The processor, in f32 over weights that stay packed.
+    /// The processor, over weights that stay packed.
     Cpu,
     /// Apple's GPU; needs the feature `metal`.
     Metal,

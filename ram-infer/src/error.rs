@@ -89,7 +89,10 @@ pub enum InferError {
         value: String,
     },
     /// A model of another family.
-    #[error("models of the type `{model_type}` are not supported: llama, mistral, qwen2 and qwen3 are")]
+    #[error(
+        "models of the type `{model_type}` are not supported: llama, mistral, qwen2 and qwen3 are, and on the processor \
+         qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe and deepseek_v3"
+    )]
     UnsupportedArchitecture {
         /// The `model_type` of config.json.
         model_type: String,
@@ -168,7 +171,8 @@ pub enum InferError {
     },
     /// Weights packed in a way that this engine cannot read.
     #[error(
-        "`{path}` is quantised as {format}, where affine with 4 or 8 bits in groups of 32, 64 or 128 is supported"
+        "`{path}` is quantised as {format}, where affine with 2 to 6 or 8 bits in groups of 32, 64 or 128, mxfp4, nvfp4 and \
+         mxfp8 are supported"
     )]
     UnsupportedQuantization {
         /// The module in question, or the field of config.json.
@@ -208,6 +212,31 @@ pub enum InferError {
     /// A cache that another model made.
     #[error("the cache was made for a model of another shape")]
     CacheOfAnotherModel,
+    /// A run of layers that the model does not have.
+    #[error("layers up to {end} were asked for, of a model of {layers}")]
+    NoSuchLayers {
+        /// The end of the run.
+        end: u16,
+        /// Layers of the model.
+        layers: u16,
+    },
+    /// A part of a model, where only a whole one can be computed.
+    #[error("on {device} a model is computed whole")]
+    WholeOnly {
+        /// The device.
+        device: Device,
+    },
+    /// Logits, from a shard that puts out what the next one takes.
+    #[error("this shard has no head and gives no logits")]
+    NoHead,
+    /// Numbers for a shard that takes tokens, none for one that takes numbers, or too many or few.
+    #[error("a shard was given {actual:?} numbers to go on from, where {expected:?} were expected")]
+    ShardInput {
+        /// Numbers that it takes beside its tokens.
+        expected: Option<usize>,
+        /// Numbers given.
+        actual: Option<usize>,
+    },
     /// tokenizer.json is none, or one that its own library cannot use.
     #[error("`tokenizer.json` is no tokenizer: {problem}")]
     MalformedTokenizer {

@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`config`] | what `config.json` says of a model, checked |
 //! | [`models`] | the model: weights of a folder, and the forward pass; one architecture a file |
-//! | [`cache`] | keys and values of one sequence |
+//! | [`batch`] | one pass over parts of many sequences |
+//! | [`kv`] | keys and values of all sequences, in blocks |
+//! | [`cache`] | those of one sequence, without an engine |
 //! | [`tokenize`] | words to tokens, and tokens to text that streams |
 //! | [`sample`] | which token comes next |
 //! | [`constrain`] | which tokens a format leaves |
@@ -16,6 +18,7 @@
 //! Start at [`engine::Engine`], or at [`models::Model::load`] for logits alone. With the feature `demo` the bundled
 //! model is part of the program (`demo::unpack`); with the feature `hub` models are fetched (`hub::Hub`).
 
+pub mod batch;
 pub mod cache;
 pub mod config;
 pub mod constrain;
@@ -26,14 +29,21 @@ pub mod engine;
 pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
+pub mod kv;
 pub mod models;
 pub mod sample;
 pub mod stop;
 pub mod tokenize;
 
 mod folder;
+mod gpu;
 mod guard;
+mod kernel;
+#[cfg(feature = "metal")]
+mod metal;
 mod nn;
+mod pool;
 mod quant;
 mod scope;
+mod simd;
 mod weights;

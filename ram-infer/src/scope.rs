@@ -2,10 +2,12 @@
 //!
 //! Whoever loads a part of a model is handed the part's scope and knows nothing of where it stands.
 
+use candle_core::{DType, Tensor};
+use safetensors::tensor::Dtype;
+
 use crate::config::{ModelConfig, ModuleFormat};
 use crate::device::Device;
 use crate::error::InferError;
-use crate::quant::Floats;
 use crate::weights::Weights;
 
 /// A place in a checkpoint, with what every loader needs.
@@ -64,31 +66,59 @@ impl<'a> Scope<'a> {
         self.config.quantization.as_ref()?.overrides.get(&self.path).copied()
     }
 
-    /// The device that the model is loaded for.
-    pub(crate) const fn device(&self) -> Device {
-        self.device
+    /// The device, opened.
+    pub(crate) const fn opened(&self) -> &'a candle_core::Device {
+        self.opened
     }
 
-    /// The vector `part` of this place, as activations are: (width).
+    /// The type of the numbers between the layers on the device.
+    pub(crate) const fn activations(&self) -> DType {
+        self.device.activations()
+    }
+
+    /// The vector `part` of this place: (width).
     ///
     /// # Errors
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`], [`InferError::TensorDtype`].
-    pub(crate) fn vector(&self, part: &str, width: usize) -> Result<candle_core::Tensor, InferError> {
+    pub(crate) fn floats(&self, part: &str, width: usize) -> Result<Vec<f32>, InferError> {
+        self.floats_shaped(part, &[width])
+    }
+
+    /// All numbers of the tensor `part` of this place.
+    ///
+    /// # Errors
+    /// Those of [`Self::floats`].
+    pub(crate) fn floats_shaped(&self, part: &str, shape: &[usize]) -> Result<Vec<f32>, InferError> {
         let name = self.named(part);
-        let floats = Floats::of(&name, self.weights.take_shaped(&name, &[width])?)?;
-        self.upload(floats.to_vec(width), &[width])
+        let stored = self.weights.take_shaped(&name, shape)?;
+        let dtype = match stored.dtype {
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::F32 => DType::F32,
+            other => {
+                let (expected, actual) = ("bf16, f16 or f32", other.to_string());
+                return Err(InferError::TensorDtype { tensor: name, expected, actual });
+            }
+        };
+        let cpu = candle_core::Device::Cpu;
+        let stored = Tensor::from_raw_buffer(&stored.bytes, dtype, &[shape.iter().product()], &cpu);
+        stored.and_then(|floats| floats.to_dtype(DType::F32)?.to_vec1()).map_err(InferError::device)
+    }
+
+    /// The vector `part` of this place, as activations are on the device: (width).
+    ///
+    /// # Errors
+    /// Those of [`Self::floats`], and [`InferError::Device`].
+    pub(crate) fn vector(&self, part: &str, width: usize) -> Result<Tensor, InferError> {
+        self.upload(self.floats(part, width)?, &[width])
     }
 
     /// Numbers as a tensor of the device, of the type that activations have there.
     ///
     /// # Errors
     /// [`InferError::Device`].
-    pub(crate) fn upload(
-        &self,
-        floats: Vec<f32>,
-        shape: &[usize],
-    ) -> Result<candle_core::Tensor, InferError> {
-        let host = candle_core::Tensor::from_vec(floats, shape, &candle_core::Device::Cpu);
+    pub(crate) fn upload(&self, floats: Vec<f32>, shape: &[usize]) -> Result<Tensor, InferError> {
+        let host = Tensor::from_vec(floats, shape, &candle_core::Device::Cpu);
         let typed = host.and_then(|host| host.to_dtype(self.device.activations()));
         typed.and_then(|typed| typed.to_device(self.opened)).map_err(InferError::device)
     }

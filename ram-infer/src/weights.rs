@@ -3,8 +3,8 @@
 //! 0        8            8+N
 //! | N: u64 | JSON of N  | tensors, end to end |     little-endian
 //!
-//! Nothing is copied when a folder is opened: a tensor is a [`Span`] of its file, its pages are read when they are
-//! first used, and two processes that serve one model share them. Every length that a header claims is held against
+//! Nothing is copied when a folder is opened: a tensor is a [`Span`] of its file, and its pages are read when they are
+//! first used. Every length that a header claims is held against
 //! the file's size before it is believed.
 
 use std::cell::RefCell;
@@ -48,6 +48,22 @@ impl Deref for Span {
     fn deref(&self) -> &[u8] {
         // `Shard::open` made sure that the range lies in the map.
         &self.map[self.range.clone()]
+    }
+}
+
+impl Span {
+    /// Says that these bytes have been read for the last time: their pages need not stay in memory.
+    pub(crate) fn forget(&self) {
+        #[cfg(unix)]
+        {
+            #[expect(unsafe_code, reason = "only this mapping knows that its pages can be read again")]
+            // SAFETY: the mapping is of a file and read-only, so a page that is dropped is read from the file anew.
+            let forgotten = unsafe {
+                let (start, length) = (self.range.start, self.range.len());
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length)
+            };
+            let _ = forgotten; // A system that keeps them is as right.
+        }
     }
 }
 

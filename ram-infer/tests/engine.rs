@@ -230,14 +230,14 @@ fn the_context_bounds_prompt_and_answer() {
 #[test]
 fn memory_for_keys_and_values_is_bounded() {
     let dir = tiny("llama-4bit-g64");
-    // 2 layers of keys and values, 2 heads of 16 numbers each, 4 bytes: 512 bytes a token.
-    let config = EngineConfig { kv_bytes_max: Some(Bytes::new(512 * 60)), ..EngineConfig::default() };
+    // 2 layers of keys and values, 2 heads of 16 numbers each, 2 bytes: 256 bytes a token, in blocks of 32.
+    let config = EngineConfig { kv_bytes_max: Some(Bytes::new(256 * 64 + 99)), ..EngineConfig::default() };
     let engine = Engine::load(dir.path(), &Device::Cpu, config).unwrap();
     let mut fits = request("five!", greedy());
-    fits.params.max_tokens = TokenCount::new(60 - 5 - FRAME as u64);
+    fits.params.max_tokens = TokenCount::new(64 - 5 - FRAME as u64);
     let mut longer = fits.clone();
     longer.params.max_tokens += TokenCount::new(1000);
-    let too_large = request(&"a".repeat(60), greedy());
+    let too_large = request(&"a".repeat(64), greedy());
     let (fits, longer) = (ask(&engine, fits), ask(&engine, longer));
     assert!(matches!(fits.outcome, Outcome::Done { .. }));
     assert_eq!((longer.text, longer.outcome), (fits.text, fits.outcome), "it is cut where memory ends");

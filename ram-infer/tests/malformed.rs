@@ -258,7 +258,7 @@ fn what_this_engine_does_not_do_is_refused_by_name() {
         ("rope_traditional", json!(true)),
         ("partial_rotary_factor", json!(0.5)),
         ("layer_types", json!(["sliding_attention"])),
-        ("rope_scaling.rope_type", json!("yarn")),
+        ("rope_scaling.rope_type", json!("longrope")),
     ] {
         let error = with_field(field, value);
         let InferError::Unsupported { field: named, .. } = &error else { panic!("{field}: {error:?}") };
@@ -267,11 +267,11 @@ fn what_this_engine_does_not_do_is_refused_by_name() {
     let mamba = with_field("model_type", json!("mamba"));
     assert_eq!(mamba, InferError::UnsupportedArchitecture { model_type: "mamba".to_owned() });
     for packing in [
-        json!({"group_size": 32, "bits": 4, "mode": "mxfp4"}),
-        json!({"group_size": 64, "bits": 3}),
+        json!({"group_size": 64, "bits": 4, "mode": "mxfp4"}),
+        json!({"group_size": 64, "bits": 7}),
         json!({"group_size": 16, "bits": 4}),
         json!({"quant_method": "awq"}),
-        json!({"group_size": 64, "bits": 4, "model.norm": {"mode": "nvfp4"}}),
+        json!({"group_size": 64, "bits": 4, "model.norm": {"mode": "fp6"}}),
     ] {
         let error = with_field("quantization", packing.clone());
         assert!(matches!(error, InferError::UnsupportedQuantization { .. }), "{packing}: {error:?}");

@@ -97,29 +97,21 @@ pub(crate) fn needs_of(config: &ModelConfig, weights: Bytes, workload: Workload)
     let context = workload.context.min(config.context).get();
     let slots = u64::from(workload.slots);
     let wide = |width: usize| u64::try_from(width).unwrap_or(u64::MAX);
-    let [hidden, inner, heads, kv_heads, head_dim, vocab] = [
+    let [hidden, inside, cached, state, vocab] = [
         config.hidden_size,
-        config.intermediate_size,
-        config.heads,
-        config.kv_heads,
-        config.head_dim,
+        config.activation_numbers(),
+        config.cached_numbers(),
+        config.state_numbers(),
         config.vocab_size,
     ]
     .map(wide);
-    let keys_and_values = [2, config.layers.get().into(), kv_heads, head_dim, value_bytes(), context, slots];
-    // At the widest moment: residual and normed input, then either queries, keys and values, or the two arms of the
-    // MLP.
-    let width = hidden.saturating_mul(2).saturating_add(
-        inner
-            .saturating_mul(2)
-            .max(heads.saturating_add(kv_heads.saturating_mul(2)).saturating_mul(head_dim)),
-    );
+    let positions = cached.saturating_mul(context).saturating_mul(value_bytes());
+    // States are kept in 32 bits whatever keys and values are.
+    let sequence = positions.saturating_add(state.saturating_mul(4));
+    // At the widest moment: residual and normed input, and what the layer makes of them.
+    let width = hidden.saturating_mul(2).saturating_add(inside);
     let values = width.saturating_mul(PREFILL_CHUNK.get()).saturating_add(vocab.saturating_mul(slots));
-    Breakdown::new(
-        weights,
-        Bytes::new(keys_and_values.into_iter().fold(1, u64::saturating_mul)),
-        Bytes::new(values.saturating_mul(4)),
-    )
+    Breakdown::new(weights, Bytes::new(sequence.saturating_mul(slots)), Bytes::new(values.saturating_mul(4)))
 }
 
 /// Whether the folder of a model is whole and of a kind that the engine runs, by a look at its small files.

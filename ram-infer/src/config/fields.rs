@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::error::InferError;
 
 /// The fields of one JSON object, read by name and refused by name. `null` counts as absent.
+#[derive(Clone)]
 pub(super) struct Fields<'a> {
     file: &'static str,
     /// What stands before a field's name in an error: `rope_scaling.`
@@ -71,6 +72,12 @@ impl<'a> Fields<'a> {
         let count = value.as_u64().and_then(|count| usize::try_from(count).ok());
         let good = count.filter(|count| (1..=most).contains(count));
         good.map(Some).ok_or_else(|| self.bad(name, format!("a whole number from 1 to {most}")))
+    }
+
+    /// A whole number from 0 to `most`.
+    pub(super) fn count_or_none(&self, name: &str, most: usize) -> Result<Option<usize>, InferError> {
+        let none = self.find(name).is_some_and(|value| value.as_u64() == Some(0));
+        if none { Ok(Some(0)) } else { self.count(name, most) }
     }
 
     /// A number of layers, from 1 to `most`.

@@ -11,7 +11,8 @@ use futures::stream::FusedStream;
 use ram_core::chat::reasoning::Start;
 use ram_core::job::{Failure, Outcome};
 
-use super::{Event, Place};
+use super::Event;
+use super::board::Place;
 
 /// An answer as it comes: a stream of [`Event`]s that ends after [`Event::End`].
 ///

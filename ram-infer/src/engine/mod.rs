@@ -4,8 +4,9 @@
 //! Engine::submit ── prompt to tokens ──> queue ──> thread { Scheduler ──> Model } ──> Generation
 //! ```
 //!
-//! [`Engine`] and [`Generation`] are the two ends; `scheduler` decides who steps next and `answer` what a token says,
-//! both without a thread or a model; this file is the shell around them. Promises:
+//! [`Engine`] and [`Generation`] are the two ends. Between them, without a thread or a model: `scheduler` decides who
+//! takes part in the next pass, `blocks` where keys and values lie, `prefix` which of them come again, `speculate` what
+//! may follow, and `answer` what a token says. This file is the shell around them. Promises:
 //!
 //! - *Same seed, same prompt: same text*, alone or beside strangers.
 //! - Every [`Generation`] that was handed out ends with exactly one [`Event::End`], whatever becomes of the thread.
@@ -16,17 +17,21 @@
 //! Start at [`Engine::load`].
 
 mod answer;
+mod blocks;
+mod board;
 #[cfg(test)]
 mod fake;
 mod generation;
+mod prefix;
 mod scheduler;
+mod speculate;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroUsize};
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use ram_core::chat::calls::Format;
@@ -37,13 +42,15 @@ use ram_core::job::{Failure, GenerationParams, Outcome, TokenLogprob};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 
 use self::answer::{Answer, Delta};
-use self::scheduler::{Effect, Rows, Scheduler, SequenceId};
-use crate::cache::KvCache;
-use crate::config::{Architecture, ModelConfig};
+use self::blocks::BlockLimits;
+use self::board::Shared;
+use self::scheduler::{Effect, Scheduler, SequenceId};
+use crate::batch::{BLOCK_TOKENS, Rows, blocks_for};
+use crate::config::Architecture;
 use crate::constrain::Formats;
 use crate::device::Device;
 use crate::error::InferError;
-use crate::models::Model;
+use crate::models::{LoadOptions, Model, Shard};
 use crate::tokenize::Tokenizer;
 
 pub use self::generation::Generation;
@@ -59,14 +66,27 @@ pub struct EngineConfig {
     /// The longest prompt with its answer; no more than the model's own context, which is the default.
     pub context_max: Option<TokenCount>,
     /// The most memory for keys and values of all running requests, each counted as if its answer were as long as it
-    /// may become. No limit by default.
+    /// may become, and of those kept for [`prefix_reuse`](Self::prefix_reuse). Without a limit, the default, requests
+    /// are bounded by slots and context, and at most 1 GiB is kept.
     pub kv_bytes_max: Option<Bytes>,
-    /// Tokens of a prompt that are computed at once; others wait so long for their next token.
+    /// Tokens of prompts that are computed at once; others wait so long for their next token.
     pub prefill_chunk: NonZeroUsize,
+    /// Whether the keys and values of a beginning that was computed before, for whichever request, are used again
+    /// instead of computed again: a system prompt, or the conversation so far. Has no effect on models with a recurrent
+    /// state.
+    ///
+    /// No request ever reads what was computed for other tokens than its own. But how soon the first token comes tells
+    /// whether somebody asked with the same beginning not long ago. Where strangers share an engine and that must not
+    /// be known, switch it off.
+    pub prefix_reuse: bool,
+    /// Whether tokens that may follow are guessed from what the text said before, and checked several at once. The
+    /// answer is the same; where it quotes or repeats, it comes faster. Has no effect on models with a recurrent state.
+    pub speculation: bool,
 }
 
 impl Default for EngineConfig {
-    /// Four slots and sixteen places to wait; chunks of 128 tokens, about a second of a 1B model on two cores.
+    /// Four slots and sixteen places to wait; chunks of 128 tokens, about a second of a 1B model on two cores;
+    /// beginnings are used again, and tokens guessed.
     fn default() -> Self {
         Self {
             slots: const { NonZeroU16::new(4).expect("is not zero") },
@@ -74,6 +94,8 @@ impl Default for EngineConfig {
             context_max: None,
             kv_bytes_max: None,
             prefill_chunk: const { NonZeroUsize::new(128).expect("is not zero") },
+            prefix_reuse: true,
+            speculation: true,
         }
     }
 }
@@ -120,6 +142,8 @@ pub enum Event {
     Started {
         /// Tokens of the prompt.
         prompt: TokenCount,
+        /// Those of them that were computed before and are used again.
+        cached: TokenCount,
     },
     /// The answer goes on.
     Delta {
@@ -174,6 +198,9 @@ pub struct Occupancy {
     pub slots: u16,
     /// Memory set aside for keys and values of the running ones.
     pub kv: Bytes,
+    /// Memory with keys and values of ended ones, kept in case their beginnings come again. It gives way to the running
+    /// ones.
+    pub kv_idle: Bytes,
 }
 
 /// A model that answers requests. Cheap to clone; all handles share one thread.
@@ -207,18 +234,32 @@ struct Job {
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     slots: NonZeroU16,
-    kv_bytes_max: Option<Bytes>,
     prefill_chunk: NonZeroUsize,
+    speculation: bool,
+    blocks: BlockLimits,
 }
 
 impl Engine {
-    /// Loads a model's folder and starts its thread. Takes as long as reading the weights: not for an async task.
+    /// Loads a model's folder and starts its thread, in the way that is best on this device ([`LoadOptions::new`]).
+    /// Takes as long as reading the weights: not for an async task.
     ///
     /// # Errors
-    /// Those of [`Model::load`] and [`Tokenizer::load`], and [`InferError::Thread`] when the system gives no thread.
+    /// Those of [`Self::load_with`].
     pub fn load(dir: &Path, device: &Device, config: EngineConfig) -> Result<Self, InferError> {
+        Self::load_with(dir, &LoadOptions::new(*device), config)
+    }
+
+    /// The same, in a way of one's own.
+    ///
+    /// # Errors
+    /// Those of [`Model::load_with`] and [`Tokenizer::load`], [`InferError::NoHead`] for a part of a model, and
+    /// [`InferError::Thread`] when the system gives no thread.
+    pub fn load_with(dir: &Path, options: &LoadOptions, config: EngineConfig) -> Result<Self, InferError> {
         let tokenizer = Tokenizer::load(dir)?;
-        let model = Model::load(dir, device)?;
+        let model = Model::load_with(dir, options)?;
+        if model.shard() != Shard::whole(model.config()) {
+            return Err(InferError::NoHead);
+        }
         let of = model.config();
         let info = EngineInfo {
             architecture: of.architecture,
@@ -229,8 +270,7 @@ impl Engine {
             call_format: tokenizer.call_format(),
         };
         let end_tokens = of.eos_token_ids.iter().copied().chain(tokenizer.end_token()).collect();
-        let kv_bytes_per_token = kv_bytes_per_token(of, *device);
-        Self::start(OnDevice { model, kv_bytes_per_token }, tokenizer, end_tokens, info, config)
+        Self::start(model, tokenizer, end_tokens, info, config)
     }
 
     /// Starts the thread over any model.
@@ -241,11 +281,10 @@ impl Engine {
         info: EngineInfo,
         config: EngineConfig,
     ) -> Result<Self, InferError> {
-        let EngineConfig { slots, queue_max, kv_bytes_max, prefill_chunk, .. } = config;
-        let limits = Limits { slots, kv_bytes_max, prefill_chunk };
-        let per_token = model.cache_bytes(TokenCount::new(1)).get();
-        let kv_tokens = kv_bytes_max.and_then(|max| max.get().checked_div(per_token));
-        let kv_tokens = kv_tokens.map_or(TokenCount::MAX, TokenCount::new);
+        let EngineConfig { slots, queue_max, prefill_chunk, speculation, .. } = config;
+        let blocks = block_limits(&model, &config, info.context);
+        let limits = Limits { slots, prefill_chunk, speculation, blocks };
+        let kv_tokens = TokenCount::new((BLOCK_TOKENS as u64).saturating_mul(blocks.blocks_max as u64));
         let shared = Arc::new(Shared::new(slots, queue_max));
         let (jobs, inbox) = channel();
         let board = Arc::clone(&shared);
@@ -338,6 +377,19 @@ impl Drop for Inner {
     }
 }
 
+/// How many blocks of keys and values there may be.
+fn block_limits<M: Rows>(model: &M, config: &EngineConfig, context: TokenCount) -> BlockLimits {
+    let fit = |bytes: Bytes| bytes.get().checked_div(model.block_bytes().get()).unwrap_or(u64::MAX);
+    let count = |blocks: u64| usize::try_from(blocks.min(u32::MAX.into())).unwrap_or(usize::MAX);
+    // Without a limit all slots may be full at once.
+    let context = usize::try_from(context.get()).unwrap_or(usize::MAX);
+    let full = blocks_for(context).saturating_mul(config.slots.get().into()) as u64;
+    let blocks_max = count(config.kv_bytes_max.map_or(full, fit));
+    let idle_max = config.kv_bytes_max.map_or_else(|| count(fit(IDLE_BYTES_MAX)), |_| blocks_max);
+    let shares = config.prefix_reuse && !model.is_recurrent();
+    BlockLimits { blocks_max, idle_max: if shares { idle_max } else { 0 } }
+}
+
 /// The tokens of a prompt.
 fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
     let encoded = match prompt {
@@ -384,7 +436,7 @@ fn now() -> Timestamp {
 /// written to, so the thread goes on with an empty scheduler.
 fn run<M: Rows>(model: &M, limits: Limits, inbox: &Receiver<Job>, shared: &Shared) {
     while panic::catch_unwind(AssertUnwindSafe(|| serve(model, limits, inbox, shared))).is_err() {
-        shared.post(0, Bytes::ZERO);
+        shared.post(0, Bytes::ZERO, Bytes::ZERO);
     }
 }
 
@@ -414,7 +466,7 @@ fn serve<M: Rows>(model: &M, limits: Limits, inbox: &Receiver<Job>, shared: &Sha
             scheduler.cancel(id);
         }
         scheduler.step(&mut effects);
-        shared.post(scheduler.running(), scheduler.kv_bytes());
+        shared.post(scheduler.running(), scheduler.kv_bytes(), scheduler.kv_bytes_idle());
         for effect in effects.drain(..) {
             match effect {
                 Effect::Event(id, Event::End { outcome }) => {
@@ -448,95 +500,8 @@ fn next_job(inbox: &Receiver<Job>, idle: bool) -> Result<Option<Job>, RecvError>
     }
 }
 
-/// What the thread and the handles both see.
-#[derive(Debug)]
-struct Shared {
-    slots: NonZeroU16,
-    open_max: usize,
-    board: Mutex<Board>,
-}
-
-#[derive(Debug, Default)]
-struct Board {
-    /// Requests taken and not ended.
-    open: usize,
-    running: usize,
-    kv: Bytes,
-    fault: Option<InferError>,
-}
-
-impl Shared {
-    fn new(slots: NonZeroU16, queue_max: u16) -> Self {
-        let open_max = usize::from(slots.get()) + usize::from(queue_max);
-        Self { slots, open_max, board: Mutex::default() }
-    }
-
-    /// A place for one more request, if there is one.
-    fn take_place(this: &Arc<Self>) -> Option<Place> {
-        let mut board = this.board();
-        if board.open >= this.open_max {
-            return None;
-        }
-        board.open += 1;
-        Some(Place(Arc::clone(this)))
-    }
-
-    /// Posts what runs.
-    fn post(&self, running: usize, kv: Bytes) {
-        let mut board = self.board();
-        (board.running, board.kv) = (running, kv);
-    }
-
-    fn occupancy(&self) -> Occupancy {
-        let Board { open, running, kv, .. } = *self.board();
-        let small = |count: usize| u16::try_from(count).unwrap_or(u16::MAX);
-        let running = running.min(open); // A request gives its place back a moment before the thread posts again.
-        Occupancy { running: small(running), queued: small(open - running), slots: self.slots.get(), kv }
-    }
-
-    fn board(&self) -> MutexGuard<'_, Board> {
-        // No code panics while it holds the board, and counts are right after each statement.
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A place among the open requests; given back when dropped.
-#[derive(Debug)]
-struct Place(Arc<Shared>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.board().open -= 1;
-    }
-}
-
-/// A model on its device.
-struct OnDevice {
-    model: Model,
-    kv_bytes_per_token: Bytes,
-}
-
-impl Rows for OnDevice {
-    type Cache = KvCache;
-
-    fn new_cache(&self, capacity: TokenCount) -> Result<KvCache, InferError> {
-        self.model.new_cache(capacity)
-    }
-
-    fn cache_bytes(&self, capacity: TokenCount) -> Bytes {
-        self.kv_bytes_per_token.saturating_mul(capacity.get())
-    }
-
-    fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, InferError> {
-        self.model.forward(tokens, cache)
-    }
-}
-
-/// Keys and values of one token in every layer.
-fn kv_bytes_per_token(config: &ModelConfig, device: Device) -> Bytes {
-    let elements = 2 * usize::from(config.layers.get()) * config.kv_heads * config.head_dim;
-    Bytes::new((elements * device.activations().size_in_bytes()) as u64)
-}
+/// What is kept for beginnings that may come again, where memory has no limit.
+const IDLE_BYTES_MAX: Bytes = Bytes::new(1 << 30);
 
 #[cfg(test)]
 mod tests {
@@ -553,6 +518,14 @@ mod tests {
     }
 
     fn engine_with(model: FakeModel, slots: u16, queue_max: u16, kv_bytes_max: Option<Bytes>) -> Engine {
+        let slots = NonZeroU16::new(slots).unwrap();
+        let prefill_chunk = NonZeroUsize::new(8).unwrap();
+        let config =
+            EngineConfig { slots, queue_max, kv_bytes_max, prefill_chunk, ..EngineConfig::default() };
+        engine_of(model, config)
+    }
+
+    fn engine_of(model: FakeModel, config: EngineConfig) -> Engine {
         let info = EngineInfo {
             architecture: Architecture::Llama,
             context: TokenCount::new(64),
@@ -561,10 +534,6 @@ mod tests {
             has_chat_template: true,
             call_format: None,
         };
-        let slots = NonZeroU16::new(slots).unwrap();
-        let prefill_chunk = NonZeroUsize::new(8).unwrap();
-        let config =
-            EngineConfig { slots, queue_max, kv_bytes_max, prefill_chunk, ..EngineConfig::default() };
         Engine::start(model, byte_level(&[]), vec![257], info, config).unwrap()
     }
 
@@ -603,7 +572,7 @@ mod tests {
         let engine = engine(FakeModel::default(), 1, 0);
         let generation = engine.submit(request("abc", 5, 0)).unwrap();
         let events: Vec<Event> = generation.into_blocking().collect();
-        assert_eq!(events[0], Event::Started { prompt: TokenCount::new(3) });
+        assert_eq!(events[0], Event::Started { prompt: TokenCount::new(3), cached: TokenCount::ZERO });
         let tokens: TokenCount = events
             .iter()
             .map(|event| if let Event::Delta { tokens, .. } = event { *tokens } else { TokenCount::ZERO })
@@ -698,8 +667,8 @@ mod tests {
         assert!(matches!(first.wait_next(), Some(Event::Started { .. })));
         let second = engine.submit(request("b", 1, 0)).unwrap();
         assert_eq!(engine.submit(request("c", 1, 0)).err(), Some(Failure::Overloaded));
-        let kv = Bytes::new(200);
-        assert_eq!(engine.occupancy(), Occupancy { running: 1, queued: 1, slots: 1, kv });
+        let (kv, kv_idle) = (Bytes::new(3200), Bytes::ZERO);
+        assert_eq!(engine.occupancy(), Occupancy { running: 1, queued: 1, slots: 1, kv, kv_idle });
         gate.send(()).unwrap();
         assert_eq!(failure(first), None);
         let third = engine.submit(request("c", 1, 0)).unwrap();
@@ -738,15 +707,35 @@ mod tests {
     #[test]
     fn an_answer_is_as_long_as_memory_allows_and_a_prompt_without_room_is_refused() {
         let model = FakeModel::default();
-        let room = Some(model.cache_bytes(TokenCount::new(10)));
+        let room = Some(model.block_bytes());
         let engine = engine_with(model, 1, 1, room);
         let (_, outcome) = read(engine.submit(request("ab", 50, 0)).unwrap());
         assert!(
-            matches!(outcome, Outcome::Done { usage, .. } if usage.completion <= TokenCount::new(9)),
+            matches!(outcome, Outcome::Done { usage, .. } if usage.completion == TokenCount::new(30)),
             "{outcome:?}"
         );
-        let too_long = engine.submit(request("abcdefghijklmnop", 5, 0)).unwrap();
+        let too_long = engine.submit(request(&"a".repeat(40), 5, 0)).unwrap();
         assert_eq!(failure(too_long), Some(Failure::OutOfMemory));
+    }
+
+    #[test]
+    fn a_beginning_is_kept_for_the_next_request_unless_switched_off() {
+        let ask = |prefix_reuse: bool| {
+            let config = EngineConfig { prefix_reuse, ..EngineConfig::default() };
+            let engine = engine_of(FakeModel::default(), config);
+            let words = "the same words to begin with, and then some";
+            let cached = |generation: Generation| match generation.into_blocking().next() {
+                Some(Event::Started { cached, .. }) => cached.get(),
+                event => panic!("{event:?}"),
+            };
+            let first = read(engine.submit(request(words, 9, 0)).unwrap());
+            let idle = engine.occupancy().kv_idle;
+            let again = read(engine.submit(request(words, 9, 0)).unwrap());
+            assert_eq!(again, first);
+            (idle, cached(engine.submit(request(words, 9, 0)).unwrap()))
+        };
+        assert_eq!(ask(true), (Bytes::new(3200), 32));
+        assert_eq!(ask(false), (Bytes::ZERO, 0));
     }
 
     #[test]
@@ -762,8 +751,9 @@ mod tests {
         let shared = Arc::new(Shared::new(NonZeroU16::MIN, 1));
         let limits = Limits {
             slots: NonZeroU16::MIN,
-            kv_bytes_max: None,
             prefill_chunk: NonZeroUsize::new(8).unwrap(),
+            speculation: true,
+            blocks: BlockLimits { blocks_max: 9, idle_max: 9 },
         };
         let (jobs, inbox) = channel();
         let mut generations = Vec::new();

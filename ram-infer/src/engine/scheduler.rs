@@ -1,41 +1,32 @@
-//! Which sequence takes the next step, as a pure machine: no thread, no clock, no channel.
+//! Which sequences take part in the next pass, as a pure machine: no thread, no clock, no channel.
 //!
-//! Sequences wait in order of arrival, and run once a slot and the memory for their keys and values are free. Then
-//! they take turns. A turn is one chunk of the prompt of whoever has waited for it longest, so that a long prompt
-//! stalls nobody for longer than a chunk takes, and one token for each sequence that writes:
+//! Sequences wait in order of arrival, and run once a slot and the blocks for their keys and values are free. From then
+//! on every pass takes along one token of each sequence that writes (with guesses, [`Drafter`]), and chunks of the
+//! prompts of those who read, in turn, as long as they fit the budget of [`Limits::prefill_chunk`] tokens. So a long
+//! prompt stalls nobody for longer than a chunk takes:
 //!
 //! ```text
-//! A writes, B writes, C reads    ->  C:chunk A:token B:token | C:chunk A:token B:token | …
+//! A and B write, C reads    ->  A:token B:token C:chunk | A:token B:token C:chunk | …
 //! ```
 //!
-//! Each sequence is a row of its own in each forward pass, and its chunks are cut at fixed places of its own prompt:
-//! what it computes does not depend on who else is there.
+//! Chunks are cut at fixed places of each prompt: what a sequence computes does not depend on who else is there.
+//! Beginnings that were computed before, for the same sequence or another, are not computed again ([`Ledger`]).
+//!
+//! A pass that fails is repeated part by part, and ends only the sequence whose part fails alone.
 //!
 //! [`Scheduler::step`] does at most one forward pass, so that a shell can look for news between any two.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use ram_core::job::{Failure, FinishReason, Outcome, Usage};
 use ram_core::units::{Bytes, TokenCount};
 
 use super::answer::{Answer, Next, Step};
+use super::blocks::{Admission, Lease, Ledger};
+use super::speculate::Drafter;
 use super::{Event, Limits};
+use crate::batch::{Part, Rows, Wanted};
 use crate::error::InferError;
-
-/// What the scheduler needs of a model.
-pub(super) trait Rows {
-    /// Keys and values of one sequence.
-    type Cache;
-
-    /// An empty cache for `capacity` tokens.
-    fn new_cache(&self, capacity: TokenCount) -> Result<Self::Cache, InferError>;
-
-    /// What a full cache of `capacity` tokens takes.
-    fn cache_bytes(&self, capacity: TokenCount) -> Bytes;
-
-    /// Appends `tokens` to the cache; returns the logits (V) after the last of them.
-    fn forward(&self, tokens: &[u32], cache: &mut Self::Cache) -> Result<Vec<f32>, InferError>;
-}
 
 /// Names a sequence; given by whoever submits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,10 +45,16 @@ pub(super) enum Effect {
 pub(super) struct Scheduler<'m, M: Rows> {
     model: &'m M,
     limits: Limits,
+    kv: M::Kv,
+    ledger: Ledger,
+    free_slots: BTreeSet<usize>,
     waiting: VecDeque<Waiting>,
-    running: Vec<Running<M::Cache>>,
-    /// Who steps next in this turn.
-    turn: VecDeque<SequenceId>,
+    /// In order of arrival.
+    running: Vec<Running>,
+    /// Those who read, in the order of their turns.
+    readers: VecDeque<SequenceId>,
+    /// Those of a pass that failed, each to be tried alone until it has computed so many positions.
+    suspects: VecDeque<(SequenceId, usize)>,
 }
 
 /// A sequence without a slot.
@@ -67,30 +64,46 @@ struct Waiting {
     answer: Answer,
 }
 
-/// A sequence with a slot and a cache.
-struct Running<C> {
+/// A sequence with a slot and blocks.
+struct Running {
     id: SequenceId,
-    prompt: Vec<u32>,
+    /// Its prompt and its answer so far.
+    tokens: Vec<u32>,
+    /// How many of them are the prompt.
+    prompt: usize,
+    /// How many of them have been computed; never all, for the last one's logits are still wanted.
+    computed: usize,
     answer: Answer,
-    cache: C,
-    /// Memory set aside for the cache when it is full.
-    reserved: Bytes,
-    state: State,
+    lease: Lease,
+    slot: usize,
+    drafter: Drafter,
 }
 
-/// How far a sequence is.
-#[derive(Clone, Copy, Debug)]
-enum State {
-    /// So many tokens of its prompt are computed, and not all.
-    Reading(usize),
-    /// This token of its answer is to be computed next.
-    Writing(u32),
+/// One sequence's part of the next pass.
+struct Planned {
+    id: SequenceId,
+    /// Tokens that follow the computed ones.
+    tokens: Vec<u32>,
+    /// How many of them, at the end, are guesses.
+    guessed: usize,
+    logits: Wanted,
 }
 
 impl<'m, M: Rows> Scheduler<'m, M> {
     /// A scheduler with nothing to do.
-    pub(super) const fn new(model: &'m M, limits: Limits) -> Self {
-        Self { model, limits, waiting: VecDeque::new(), running: Vec::new(), turn: VecDeque::new() }
+    pub(super) fn new(model: &'m M, limits: Limits) -> Self {
+        let slots = usize::from(limits.slots.get());
+        Self {
+            model,
+            limits,
+            kv: model.new_kv(slots),
+            ledger: Ledger::new(limits.blocks),
+            free_slots: (0..slots).collect(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            readers: VecDeque::new(),
+            suspects: VecDeque::new(),
+        }
     }
 
     /// Takes a sequence: `prompt` is not empty, and fits the model's context with the answer.
@@ -101,8 +114,7 @@ impl<'m, M: Rows> Scheduler<'m, M> {
     /// Forgets a sequence, wherever it is.
     pub(super) fn cancel(&mut self, id: SequenceId) {
         self.waiting.retain(|sequence| sequence.id != id);
-        self.running.retain(|sequence| sequence.id != id);
-        self.turn.retain(|turn| *turn != id);
+        self.remove(id);
     }
 
     /// Whether there is nothing to do.
@@ -115,368 +127,268 @@ impl<'m, M: Rows> Scheduler<'m, M> {
         self.running.len()
     }
 
-    /// Memory set aside for keys and values.
+    /// Memory set aside for keys and values of those that run.
     pub(super) fn kv_bytes(&self) -> Bytes {
-        self.running.iter().map(|sequence| sequence.reserved).sum()
+        self.model.block_bytes().saturating_mul(self.ledger.set_aside() as u64)
+    }
+
+    /// Memory with the keys and values of beginnings that may come again; it gives way where it is needed.
+    pub(super) fn kv_bytes_idle(&self) -> Bytes {
+        self.model.block_bytes().saturating_mul(self.ledger.idle() as u64)
     }
 
     /// Takes the next step, and appends what came of it: sequences that start, or else one forward pass.
     pub(super) fn step(&mut self, effects: &mut Vec<Effect>) {
-        if self.turn.is_empty() {
-            let before = effects.len();
-            self.admit(effects);
-            self.begin_turn();
-            if effects.len() > before {
-                return; // That a sequence starts is known before its prompt is computed.
-            }
+        let before = effects.len();
+        self.admit(effects);
+        self.give_back();
+        if effects.len() > before {
+            return; // That a sequence starts is known before its prompt is computed.
         }
-        let Some(id) = self.turn.pop_front() else { return };
-        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return };
-        let outcome = match advance(self.model, self.limits, &mut self.running[index]) {
-            Ok(None) => return,
-            Ok(Some(step)) => match say(id, step, effects) {
-                None => return,
-                Some(finish) => Outcome::Done { finish, usage: self.running[index].usage() },
-            },
-            Err(error) => {
-                let failure = error.failure();
-                effects.push(Effect::Fault(error));
-                Outcome::Failed { failure }
-            }
-        };
-        self.running.remove(index);
-        effects.push(Effect::Event(id, Event::End { outcome }));
+        let plan = self.plan();
+        if !plan.is_empty() {
+            self.pass(&plan, effects);
+            self.give_back();
+        }
     }
 
-    /// Gives free slots and memory to those who wait, in order: nobody is overtaken, so nobody starves.
+    /// Gives free slots and blocks to those who wait, in order: nobody is overtaken, so nobody starves.
     fn admit(&mut self, effects: &mut Vec<Effect>) {
-        while self.running.len() < usize::from(self.limits.slots.get())
-            && let Some(next) = self.waiting.front()
+        while let Some(&slot) = self.free_slots.first()
+            && let Some(Waiting { id, prompt, answer }) = self.waiting.pop_front()
         {
-            let capacity = count(&next.prompt) + next.answer.tokens_max();
-            let reserved = self.model.cache_bytes(capacity);
-            let kv_bytes_max = self.limits.kv_bytes_max.unwrap_or(Bytes::MAX);
-            if reserved <= kv_bytes_max && self.kv_bytes() + reserved > kv_bytes_max {
-                return; // It fits once others have ended.
+            let mut say = |event| effects.push(Effect::Event(id, event));
+            let read = TokenCount::new(prompt.len() as u64);
+            if answer.tokens_max() == TokenCount::ZERO {
+                say(Event::Started { prompt: read, cached: TokenCount::ZERO });
+                let usage = Usage { prompt: read, ..Usage::default() };
+                say(Event::End { outcome: Outcome::Done { finish: FinishReason::Length, usage } });
+                continue;
             }
-            let Some(next) = self.waiting.pop_front() else { return };
-            match self.start(next, capacity, reserved, kv_bytes_max) {
-                Ok((running, started)) => {
-                    effects.push(Effect::Event(running.id, started));
-                    self.running.push(running);
+            let tokens_max = usize::try_from(answer.tokens_max().get()).unwrap_or(usize::MAX);
+            match self.ledger.admit(&prompt, prompt.len().saturating_add(tokens_max)) {
+                Admission::Later => {
+                    self.waiting.push_front(Waiting { id, prompt, answer });
+                    return;
                 }
-                Err(ended) => effects.extend(ended),
+                Admission::Never => {
+                    say(Event::End { outcome: Outcome::Failed { failure: Failure::OutOfMemory } });
+                }
+                Admission::Now(lease) => {
+                    let computed = lease.shared_positions();
+                    say(Event::Started { prompt: read, cached: TokenCount::new(computed as u64) });
+                    self.free_slots.remove(&slot);
+                    self.readers.push_back(id);
+                    let (prompt, tokens, drafter) = (prompt.len(), prompt, Drafter::new());
+                    self.running.push(Running { id, tokens, prompt, computed, answer, lease, slot, drafter });
+                }
             }
         }
     }
 
-    /// Gives a sequence its cache, or ends it.
-    fn start(
-        &self,
-        Waiting { id, prompt, answer }: Waiting,
-        capacity: TokenCount,
-        reserved: Bytes,
-        kv_bytes_max: Bytes,
-    ) -> Result<(Running<M::Cache>, Event), Vec<Effect>> {
-        let end = |outcome| Effect::Event(id, Event::End { outcome });
-        let started = Event::Started { prompt: count(&prompt) };
-        if answer.tokens_max() == TokenCount::ZERO {
-            let usage = Usage { prompt: count(&prompt), ..Usage::default() };
-            let done = Outcome::Done { finish: FinishReason::Length, usage };
-            return Err(vec![Effect::Event(id, started), end(done)]);
-        }
-        let no_memory = Outcome::Failed { failure: Failure::OutOfMemory };
-        if reserved > kv_bytes_max {
-            return Err(vec![end(no_memory)]);
-        }
-        match self.model.new_cache(capacity) {
-            Ok(cache) => {
-                let state = State::Reading(0);
-                Ok((Running { id, prompt, answer, cache, reserved, state }, started))
+    /// The parts of the next pass, and their blocks.
+    fn plan(&mut self) -> Vec<Planned> {
+        let mut plan = match self.suspect() {
+            Some(index) => vec![self.running[index].chunk(self.limits.prefill_chunk.get())],
+            None => self.plan_tokens().into_iter().chain(self.plan_chunks()).collect(),
+        };
+        for planned in &mut plan {
+            if let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == planned.id) {
+                self.ledger.extend(&mut sequence.lease, sequence.computed + planned.tokens.len());
             }
-            Err(error) => Err(vec![Effect::Fault(error), end(no_memory)]),
+        }
+        plan
+    }
+
+    /// Where the sequence is that is to be tried alone, if any.
+    fn suspect(&mut self) -> Option<usize> {
+        while let Some((id, until)) = self.suspects.front() {
+            let index = self.running.iter().position(|sequence| sequence.id == *id);
+            if let Some(index) = index.filter(|index| self.running[*index].computed < *until) {
+                return Some(index);
+            }
+            self.suspects.pop_front();
+        }
+        None
+    }
+
+    /// The next token of each who writes, with guesses.
+    fn plan_tokens(&mut self) -> Vec<Planned> {
+        let speculates = self.limits.speculation && !self.model.is_recurrent();
+        let writers = self.running.iter().filter(|sequence| !sequence.reads()).count();
+        let room = if speculates { PASS_GUESSES_MAX.saturating_sub(writers) } else { 0 };
+        let room = room.checked_div(writers).unwrap_or(0);
+        let writers = self.running.iter_mut().filter(|sequence| !sequence.reads());
+        writers.map(|sequence| sequence.token(room)).collect()
+    }
+
+    /// Chunks of prompts as far as the budget goes; one at least, if anybody reads.
+    fn plan_chunks(&mut self) -> Vec<Planned> {
+        let chunk_max = self.limits.prefill_chunk.get();
+        let (mut plan, mut room) = (Vec::new(), chunk_max);
+        for _ in 0..self.readers.len() {
+            let Some(&id) = self.readers.front() else { break };
+            let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { break };
+            self.ledger.adopt(&mut sequence.lease, &sequence.tokens);
+            sequence.computed = sequence.computed.max(sequence.lease.shared_positions());
+            let chunk = sequence.chunk(chunk_max);
+            let Some(left) = room.checked_sub(chunk.tokens.len()) else { break };
+            room = left;
+            self.readers.rotate_left(1);
+            plan.push(chunk);
+        }
+        plan
+    }
+
+    /// Computes the parts, and writes what comes of them.
+    fn pass(&mut self, plan: &[Planned], effects: &mut Vec<Effect>) {
+        let mut parts = Vec::with_capacity(plan.len());
+        for Planned { id, tokens, logits, .. } in plan {
+            let Some(sequence) = self.running.iter().find(|sequence| sequence.id == *id) else { continue };
+            let Running { computed: position, lease, slot, .. } = sequence;
+            let (blocks, logits) = (lease.blocks(), *logits);
+            parts.push(Part { tokens, position: *position, blocks, slot: *slot, logits });
+        }
+        match self.model.forward(&parts, &mut self.kv) {
+            Ok(rows) => {
+                let mut rows = rows.as_slice();
+                for planned in plan {
+                    let (own, others) = rows.split_at(planned.rows().min(rows.len()));
+                    rows = others;
+                    self.advance(planned, own, effects);
+                }
+            }
+            Err(error) => self.failed(plan, error, effects),
         }
     }
 
-    /// Plans a turn: a chunk for the first who reads, a token for each who writes.
-    fn begin_turn(&mut self) {
-        let reads = |sequence: &&Running<M::Cache>| matches!(sequence.state, State::Reading(_));
-        let reader = self.running.iter().find(reads);
-        let writers = self.running.iter().filter(|sequence| !reads(sequence));
-        self.turn = reader.into_iter().chain(writers).map(|sequence| sequence.id).collect();
+    /// Counts a part as computed, and writes the answer's tokens by its logits.
+    fn advance(&mut self, planned: &Planned, rows: &[Vec<f32>], effects: &mut Vec<Effect>) {
+        let id = planned.id;
+        let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { return };
+        let (sure, guesses) = planned.tokens.split_at(planned.tokens.len() - planned.guessed);
+        sequence.computed += sure.len();
+        let before = sequence.computed;
+        let outcome = sequence.write(rows, guesses, effects);
+        sequence.drafter.learn(guesses.len(), sequence.computed - before);
+        self.ledger.share(&mut sequence.lease, &sequence.tokens, sequence.computed);
+        if !sequence.reads() {
+            self.readers.retain(|reader| *reader != id);
+        }
+        if let Some(outcome) = outcome {
+            self.remove(id);
+            effects.push(Effect::Event(id, Event::End { outcome }));
+        }
+    }
+
+    /// Ends the sequence whose part failed alone; of several, each is to be tried alone.
+    fn failed(&mut self, plan: &[Planned], error: InferError, effects: &mut Vec<Effect>) {
+        if let [only] = plan {
+            self.remove(only.id);
+            effects.push(Effect::Fault(error));
+            let outcome = Outcome::Failed { failure: Failure::Internal };
+            effects.push(Effect::Event(only.id, Event::End { outcome }));
+            return;
+        }
+        for Planned { id, .. } in plan {
+            let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == *id) else {
+                continue;
+            };
+            self.suspects.push_back((*id, sequence.computed + 1));
+            if self.model.is_recurrent() {
+                sequence.computed = 0;
+            }
+        }
+    }
+
+    /// Takes a sequence out of the running ones, and its blocks and its slot back.
+    fn remove(&mut self, id: SequenceId) {
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return };
+        let Running { lease, slot, .. } = self.running.remove(index);
+        self.ledger.end(lease);
+        self.free_slots.insert(slot);
+        self.readers.retain(|reader| *reader != id);
+    }
+
+    /// Gives back the memory of blocks that were freed.
+    fn give_back(&mut self) {
+        for block in self.ledger.released() {
+            self.model.release(block, &mut self.kv);
+        }
     }
 }
 
-impl<C> Running<C> {
+impl Running {
+    /// Whether more than its last token is to be computed.
+    const fn reads(&self) -> bool {
+        self.computed < self.prompt || self.computed + 1 < self.tokens.len()
+    }
+
+    /// Its tokens up to the next fixed place, `chunk_max` tokens apart.
+    fn chunk(&self, chunk_max: usize) -> Planned {
+        let end = ((self.computed / chunk_max + 1) * chunk_max).min(self.tokens.len());
+        let logits = if end == self.tokens.len() { Wanted::Last } else { Wanted::None };
+        Planned { id: self.id, tokens: self.tokens[self.computed..end].to_vec(), guessed: 0, logits }
+    }
+
+    /// Its last token, and at most `room` guesses that may follow it.
+    fn token(&mut self, room: usize) -> Planned {
+        // The last token of the answer is not computed: nothing is wanted after it.
+        let left = self.answer.tokens_max().saturating_sub(self.answer.written() + TokenCount::new(1));
+        let room = usize::try_from(left.get()).map_or(room, |left| room.min(left));
+        let guesses = if room > 0 { self.drafter.guess(&self.tokens, room) } else { Vec::new() };
+        let (guessed, logits) = (guesses.len(), if guesses.is_empty() { Wanted::Last } else { Wanted::All });
+        let tokens = self.tokens[self.computed..].iter().copied().chain(guesses).collect();
+        Planned { id: self.id, tokens, guessed, logits }
+    }
+
+    /// Writes a token by each row of logits, as long as it is what was guessed. Returns how the answer ended, if so.
+    fn write(&mut self, rows: &[Vec<f32>], guesses: &[u32], effects: &mut Vec<Effect>) -> Option<Outcome> {
+        let guesses = guesses.iter().copied().map(Some).chain([None]);
+        for (logits, guess) in rows.iter().zip(guesses) {
+            let Step { delta, next } = match self.answer.write(logits) {
+                Ok(step) => step,
+                Err(error) => {
+                    let failure = error.failure();
+                    effects.push(Effect::Fault(error));
+                    return Some(Outcome::Failed { failure });
+                }
+            };
+            effects.extend(delta.map(|delta| Effect::Event(self.id, delta.into())));
+            match next {
+                Next::End(finish) => return Some(Outcome::Done { finish, usage: self.usage() }),
+                Next::Token(token) => self.tokens.push(token),
+            }
+            if guess != self.tokens.last().copied() {
+                break;
+            }
+            self.computed += 1;
+        }
+        None
+    }
+
     fn usage(&self) -> Usage {
         Usage {
-            prompt: count(&self.prompt),
+            prompt: TokenCount::new(self.prompt as u64),
             completion: self.answer.written(),
             reasoning: TokenCount::ZERO, // Counted where the reasoning is told from the answer.
         }
     }
 }
 
-/// Computes a chunk of the prompt or a token of the answer; with the prompt's last chunk and with each token of the
-/// answer another one is written.
-fn advance<M: Rows>(
-    model: &M,
-    limits: Limits,
-    sequence: &mut Running<M::Cache>,
-) -> Result<Option<Step>, InferError> {
-    let logits = match sequence.state {
-        State::Reading(read) => {
-            let rest = &sequence.prompt[read..];
-            let chunk = &rest[..rest.len().min(limits.prefill_chunk.get())];
-            let logits = model.forward(chunk, &mut sequence.cache)?;
-            if chunk.len() < rest.len() {
-                sequence.state = State::Reading(read + chunk.len());
-                return Ok(None);
-            }
-            logits
+impl Planned {
+    /// Rows of logits that it gets.
+    const fn rows(&self) -> usize {
+        match self.logits {
+            Wanted::None => 0,
+            Wanted::Last => 1,
+            Wanted::All => self.tokens.len(),
         }
-        State::Writing(token) => model.forward(&[token], &mut sequence.cache)?,
-    };
-    let step = sequence.answer.write(&logits)?;
-    if let Next::Token(token) = step.next {
-        sequence.state = State::Writing(token);
-    }
-    Ok(Some(step))
-}
-
-/// Says what a token brought; returns why the answer is over, if it is.
-fn say(id: SequenceId, step: Step, effects: &mut Vec<Effect>) -> Option<FinishReason> {
-    if let Some(delta) = step.delta {
-        effects.push(Effect::Event(id, delta.into()));
-    }
-    match step.next {
-        Next::Token(_) => None,
-        Next::End(finish) => Some(finish),
     }
 }
 
-/// How many tokens.
-fn count(tokens: &[u32]) -> TokenCount {
-    TokenCount::new(tokens.len() as u64)
-}
+/// Tokens of those who write in one pass, guesses included: with more, a pass is no longer bound by memory.
+const PASS_GUESSES_MAX: usize = 16;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::fake::FakeModel;
-    use crate::tokenize::Tokenizer;
-    use crate::tokenize::tests::byte_level;
-    use proptest::prelude::*;
-    use ram_core::job::{GenerationParams, Sampling};
-    use std::collections::BTreeMap;
-    use std::num::{NonZeroU16, NonZeroUsize};
-    use std::sync::{Arc, LazyLock};
-
-    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| Arc::new(byte_level(&[])));
-
-    fn limits(slots: u16) -> Limits {
-        Limits {
-            slots: NonZeroU16::new(slots).unwrap(),
-            kv_bytes_max: None,
-            prefill_chunk: NonZeroUsize::new(4).unwrap(),
-        }
-    }
-
-    fn answer(prompt: &[u32], tokens_max: u64, seed: u64) -> Answer {
-        let tokens_max = TokenCount::new(tokens_max);
-        let sampling = Sampling { seed, ..Sampling::default() };
-        let params = GenerationParams::new(tokens_max, sampling);
-        Answer::new(Arc::clone(&TOKENIZER), Arc::new([]), prompt, params, tokens_max)
-    }
-
-    fn submit<M: Rows>(scheduler: &mut Scheduler<'_, M>, id: u64, prompt: &[u32], tokens_max: u64) {
-        scheduler.submit(SequenceId(id), prompt.to_vec(), answer(prompt, tokens_max, id));
-    }
-
-    /// Steps until there is nothing to do; what happened to each sequence, in order.
-    fn run<M: Rows>(scheduler: &mut Scheduler<'_, M>) -> BTreeMap<u64, Vec<Event>> {
-        let mut effects = Vec::new();
-        while !scheduler.is_idle() {
-            scheduler.step(&mut effects);
-        }
-        let mut events: BTreeMap<u64, Vec<Event>> = BTreeMap::new();
-        for effect in effects {
-            if let Effect::Event(SequenceId(id), event) = effect {
-                events.entry(id).or_default().push(event);
-            }
-        }
-        events
-    }
-
-    fn text(events: &[Event]) -> String {
-        events
-            .iter()
-            .map(|event| if let Event::Delta { text, .. } = event { text.as_str() } else { "" })
-            .collect()
-    }
-
-    fn failed(failure: Failure) -> Event {
-        Event::End { outcome: Outcome::Failed { failure } }
-    }
-
-    #[test]
-    fn a_long_prompt_is_read_in_chunks_between_the_tokens_of_others() {
-        let model = FakeModel::default();
-        let mut scheduler = Scheduler::new(&model, limits(3));
-        submit(&mut scheduler, 1, &[1; 3], 5);
-        submit(&mut scheduler, 2, &[2; 2], 5);
-        submit(&mut scheduler, 3, &[3; 10], 1);
-        run(&mut scheduler);
-        // (first token of the prompt, tokens in the pass)
-        let expected = [
-            (1, 3),
-            (2, 2),
-            (1, 1),
-            (3, 4),
-            (1, 1),
-            (2, 1),
-            (3, 4),
-            (1, 1),
-            (2, 1),
-            (3, 2),
-            (1, 1),
-            (2, 1),
-            (2, 1),
-        ];
-        assert_eq!(model.passes(), expected);
-    }
-
-    #[test]
-    fn sequences_wait_for_slots_in_order() {
-        let model = FakeModel::default();
-        let mut scheduler = Scheduler::new(&model, limits(1));
-        for id in 1_u32..=3 {
-            submit(&mut scheduler, id.into(), &[id], 2);
-        }
-        scheduler.step(&mut Vec::new());
-        assert_eq!((scheduler.running(), scheduler.waiting.len()), (1, 2));
-        run(&mut scheduler);
-        assert_eq!(model.passes(), [(1, 1), (1, 1), (2, 1), (2, 1), (3, 1), (3, 1)]);
-    }
-
-    #[test]
-    fn sequences_wait_for_memory_and_are_refused_when_it_can_never_do() {
-        let model = FakeModel::default();
-        let bytes = |tokens| model.cache_bytes(TokenCount::new(tokens));
-        let limits = Limits { kv_bytes_max: Some(bytes(10)), ..limits(3) };
-        let mut scheduler = Scheduler::new(&model, limits);
-        submit(&mut scheduler, 1, &[1; 4], 2); // 6 tokens
-        submit(&mut scheduler, 2, &[2; 4], 2); // 6 more: waits
-        submit(&mut scheduler, 3, &[3; 9], 2); // 11: never
-        submit(&mut scheduler, 4, &[4; 1], 1); // 2: would fit beside 1, overtakes nobody
-        scheduler.step(&mut Vec::new());
-        assert_eq!((scheduler.running(), scheduler.kv_bytes()), (1, bytes(6)));
-        let events = run(&mut scheduler);
-        assert_eq!(model.passes(), [(1, 4), (1, 1), (2, 4), (4, 1), (2, 1)]);
-        assert_eq!(events[&3], [failed(Failure::OutOfMemory)]);
-        assert_eq!(scheduler.kv_bytes(), Bytes::ZERO);
-    }
-
-    #[test]
-    fn a_cancelled_sequence_computes_no_more() {
-        let model = FakeModel::default();
-        let mut scheduler = Scheduler::new(&model, limits(2));
-        for id in 1_u32..=3 {
-            submit(&mut scheduler, id.into(), &[id], 3);
-        }
-        let mut effects = Vec::new();
-        scheduler.step(&mut effects);
-        scheduler.step(&mut effects);
-        scheduler.cancel(SequenceId(1));
-        scheduler.cancel(SequenceId(3));
-        let events = run(&mut scheduler);
-        assert_eq!(model.passes(), [(1, 1), (2, 1), (2, 1), (2, 1)]);
-        assert_eq!(events.keys().copied().collect::<Vec<_>>(), [2]);
-    }
-
-    #[test]
-    fn a_failure_of_one_sequence_ends_only_that_one() {
-        let model = FakeModel::failing_on(7);
-        let mut scheduler = Scheduler::new(&model, limits(2));
-        submit(&mut scheduler, 1, &[7; 6], 3);
-        submit(&mut scheduler, 2, &[2; 6], 3);
-        let mut effects = Vec::new();
-        scheduler.step(&mut effects);
-        scheduler.step(&mut effects);
-        assert!(effects.contains(&Effect::Fault(InferError::NoTokens)), "{effects:?}");
-        assert!(effects.contains(&Effect::Event(SequenceId(1), failed(Failure::Internal))));
-        let events = run(&mut scheduler);
-        assert!(matches!(events[&2].last(), Some(Event::End { outcome: Outcome::Done { .. } })));
-    }
-
-    #[test]
-    fn an_answer_of_no_tokens_computes_nothing() {
-        let model = FakeModel::default();
-        let mut scheduler = Scheduler::new(&model, limits(1));
-        submit(&mut scheduler, 1, &[1; 5], 0);
-        let usage = Usage { prompt: TokenCount::new(5), ..Usage::default() };
-        let done = Outcome::Done { finish: FinishReason::Length, usage };
-        let expected = [Event::Started { prompt: TokenCount::new(5) }, Event::End { outcome: done }];
-        assert_eq!(run(&mut scheduler)[&1], expected);
-        assert_eq!(model.passes(), []);
-    }
-
-    #[test]
-    fn usage_counts_prompt_and_answer() {
-        let model = FakeModel::default();
-        let mut scheduler = Scheduler::new(&model, limits(1));
-        submit(&mut scheduler, 1, &[1; 9], 7);
-        let events = run(&mut scheduler).remove(&1).unwrap();
-        let usage =
-            Usage { prompt: TokenCount::new(9), completion: TokenCount::new(7), reasoning: TokenCount::ZERO };
-        let done = Outcome::Done { finish: FinishReason::Length, usage };
-        assert_eq!(events.last(), Some(&Event::End { outcome: done }));
-        assert_eq!(events.first(), Some(&Event::Started { prompt: TokenCount::new(9) }));
-    }
-
-    proptest! {
-        #[test]
-        fn every_sequence_says_the_same_alone_and_beside_strangers(
-            prompts in prop::collection::vec(prop::collection::vec(97_u32..123, 1..20), 1..6),
-            slots in 1_u16..5,
-        ) {
-            let model = FakeModel::default();
-            let mut together = Scheduler::new(&model, limits(slots));
-            for (id, prompt) in (0..).zip(&prompts) {
-                submit(&mut together, id, prompt, 10);
-            }
-            let together = run(&mut together);
-            for (id, prompt) in (0..).zip(&prompts) {
-                let mut alone = Scheduler::new(&model, limits(1));
-                submit(&mut alone, id, prompt, 10);
-                let alone = run(&mut alone);
-                prop_assert_eq!(text(&together[&id]), text(&alone[&id]));
-                prop_assert_eq!(together[&id].last(), alone[&id].last());
-            }
-        }
-
-        #[test]
-        fn every_sequence_starts_and_ends_once(
-            sizes in prop::collection::vec((1_usize..15, 0_u64..6), 1..10),
-            slots in 1_u16..4,
-            memory in 1_u64..30,
-        ) {
-            let model = FakeModel::default();
-            let kv_bytes_max = Some(model.cache_bytes(TokenCount::new(memory)));
-            let mut scheduler = Scheduler::new(&model, Limits { kv_bytes_max, ..limits(slots) });
-            for (id, (prompt, tokens_max)) in (0..).zip(&sizes) {
-                submit(&mut scheduler, id, &vec![97; *prompt], *tokens_max);
-            }
-            let events = run(&mut scheduler);
-            prop_assert_eq!(events.len(), sizes.len());
-            for events in events.values() {
-                let ends = events.iter().filter(|event| matches!(event, Event::End { .. })).count();
-                let starts = events.iter().filter(|event| matches!(event, Event::Started { .. })).count();
-                let ended = matches!(events.last(), Some(Event::End { .. }));
-                prop_assert!(ends == 1 && ended);
-                prop_assert!(starts == 1 || events.len() == 1);
-            }
-            prop_assert_eq!(scheduler.kv_bytes(), Bytes::ZERO);
-        }
-    }
-}
+mod tests;

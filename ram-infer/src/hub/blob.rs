@@ -21,9 +21,9 @@ use super::listing::{Check, Content};
 use super::{HubError, Patience, PlannedFile};
 
 /// What is read at once; a listener hears of each.
-const PIECE_BYTES: usize = 256 << 10;
+pub(super) const PIECE_BYTES: usize = 256 << 10;
 /// How often a wait looks up whether it is to end.
-const LOOK_UP: Duration = Duration::from_millis(100);
+pub(super) const LOOK_UP: Duration = Duration::from_millis(100);
 /// Longest wait before another try.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
@@ -234,7 +234,7 @@ impl Hash {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -197,11 +197,15 @@ impl Repository {
 
     /// Puts a blob into a snapshot.
     pub(super) fn link(&self, commit: &str, name: &str, etag: &str) -> Result<(), HubError> {
-        let dir = self.snapshot_at(commit);
-        make_dir(&dir)?;
+        self.link_in(&self.snapshot_at(commit), name, etag)
+    }
+
+    /// Puts a blob into a folder two below the model's.
+    pub(super) fn link_in(&self, dir: &Path, name: &str, etag: &str) -> Result<(), HubError> {
+        make_dir(dir)?;
         // Made aside and moved: a link to nothing (a blob removed by hand) is replaced, and one that another tool has
         // just made is never missing.
-        let (aside, link) = (unique(&dir, name), dir.join(name));
+        let (aside, link) = (unique(dir, name), dir.join(name));
         link_to(&self.blob(etag), etag, &aside)
             .and_then(|()| fs::rename(&aside, &link))
             .map_err(HubError::disk(link))

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ram_core::id::ModelId;
+use ram_core::layers::LayerRange;
 use ram_core::units::Bytes;
 
 /// Why a model could not be fetched.
@@ -126,6 +127,38 @@ pub enum HubError {
         file: String,
         /// What differs: `size`, `SHA-256`, `git hash`.
         what: &'static str,
+    },
+    /// The model has fewer layers than were asked for.
+    #[error("`{model}` has {has} layers: there are no {layers}")]
+    NoSuchLayers {
+        /// The model.
+        model: ModelId,
+        /// What was asked for.
+        layers: LayerRange,
+        /// How many it has.
+        has: u16,
+    },
+    /// The header of a file of weights is too long, or says what cannot be.
+    #[error("the header of `{file}` is not that of a file of weights: {problem}")]
+    BadHeader {
+        /// The file's name.
+        file: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Some bytes of a file were asked for, and others came.
+    #[error(
+        "the hub sends other bytes of `{file}` than were asked for, or its size is not what was announced"
+    )]
+    WrongRange {
+        /// The file's name.
+        file: String,
+    },
+    /// Some bytes of a file were asked for, and all of it came.
+    #[error("{host} gives whole files only: fetch the whole model")]
+    NoRanges {
+        /// Who answered.
+        host: String,
     },
     /// The disk is too full for it.
     #[error("{} has {free} free, and {needed} more are to come: make room, or set HF_HUB_CACHE to another disk", dir.display())]

@@ -3,9 +3,11 @@
 //! Snapshots get their links only when every file is there, and `refs/main` its commit after them: who looks into the
 //! cache meanwhile sees the model as it was before.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,7 +23,7 @@ use super::cache::{Cache, REVISION, Repository, is_whole};
 use super::http::{Http, Wanted, broken};
 use super::listing::{
     CONFIG, CONFIG_BYTES_MAX, Check, Content, Entry, INDEX, INDEX_BYTES_MAX, Listing, SINGLE, TOKENIZER,
-    shards,
+    weight_map,
 };
 use super::{HubConfig, HubError, Patience};
 use crate::config::ModelConfig;
@@ -103,6 +105,26 @@ impl Plan {
         self.files.iter().filter(|file| file.name.ends_with(".safetensors")).map(|file| file.size).sum()
     }
 
+    /// Whose it is.
+    pub(super) const fn model(&self) -> &ModelId {
+        &self.model
+    }
+
+    /// The model's `config.json`.
+    pub(super) const fn raw_config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Takes the files out, so that others can be put in.
+    pub(super) fn take_files(&mut self) -> Vec<PlannedFile> {
+        std::mem::take(&mut self.files)
+    }
+
+    /// Puts files in.
+    pub(super) fn set_files(&mut self, files: Vec<PlannedFile>) {
+        self.files = files;
+    }
+
     /// What the model's `config.json` says, before the rest is fetched.
     ///
     /// # Errors
@@ -159,15 +181,35 @@ impl Hub {
     /// # Errors
     /// [`HubError`], which says what to do.
     pub fn plan(&self, model: &ModelId, cancelled: &AtomicBool) -> Result<Plan, HubError> {
+        let planner = self.planner(model, cancelled)?;
+        let (plan, _) = planner.survey(&planner.listing()?)?;
+        Ok(plan)
+    }
+
+    /// Who asks what a plan needs.
+    ///
+    /// # Errors
+    /// [`HubError::NoRepository`], [`HubError::Offline`].
+    pub(super) fn planner<'a>(
+        &'a self,
+        model: &'a ModelId,
+        cancelled: &'a AtomicBool,
+    ) -> Result<Planner<'a>, HubError> {
         if model.as_str().contains("--") || model.as_str().contains("..") {
             return Err(HubError::NoRepository { model: model.clone() }); // its folder could be another model's
         }
         if self.config.offline {
             return Err(HubError::Offline { model: model.clone() });
         }
-        let planner = Planner { hub: self, model, cancelled };
-        let listing = planner.patiently(|| self.http.listing(model, REVISION))?;
-        planner.plan(&Listing::parse(&listing)?)
+        Ok(Planner { hub: self, model, cancelled })
+    }
+
+    pub(super) const fn http(&self) -> &Http {
+        &self.http
+    }
+
+    pub(super) const fn config(&self) -> &HubConfig {
+        &self.config
     }
 
     /// The bytes of a plan that are still to come.
@@ -207,7 +249,7 @@ impl Hub {
     }
 
     /// Whether the disk has room for so much more.
-    fn check_room(&self, needed: Bytes) -> Result<(), HubError> {
+    pub(super) fn check_room(&self, needed: Bytes) -> Result<(), HubError> {
         let dir = self.cache.root();
         let existing = dir.ancestors().find(|above| above.is_dir()).unwrap_or(dir);
         let free = Bytes::new(fs4::available_space(existing).map_err(HubError::disk(existing))?);
@@ -219,31 +261,64 @@ impl Hub {
 }
 
 /// Asks what a plan needs.
-struct Planner<'a> {
+pub(super) struct Planner<'a> {
     hub: &'a Hub,
-    model: &'a ModelId,
+    pub(super) model: &'a ModelId,
     cancelled: &'a AtomicBool,
 }
 
 impl Planner<'_> {
-    /// Chooses the files of a listing, and asks for what it leaves open.
-    fn plan(&self, listing: &Listing) -> Result<Plan, HubError> {
+    /// What the hub says of the model.
+    pub(super) fn listing(&self) -> Result<Listing, HubError> {
+        Listing::parse(&self.patiently(|| self.hub.http.listing(self.model, REVISION))?)
+    }
+
+    /// Chooses the files of a listing, and asks for what it leaves open. With it come the tensors that the index names,
+    /// and the file of each, if there is an index.
+    pub(super) fn survey(
+        &self,
+        listing: &Listing,
+    ) -> Result<(Plan, Option<BTreeMap<String, String>>), HubError> {
         let commit = &listing.commit;
         let config = self.read(commit, listing.required(self.model, CONFIG)?, CONFIG_BYTES_MAX)?;
         let config = serde_json::from_slice(&config)
             .map_err(|error| HubError::answer(format!("`{CONFIG}` is no JSON: {error}")))?;
         listing.required(self.model, TOKENIZER)?;
         let mut wanted: Vec<&Entry> = listing.small().collect();
+        let mut tensors = None;
         if let Some(single) = listing.file(SINGLE) {
             wanted.push(single);
         } else {
             let index = listing.file(INDEX).map_or_else(|| listing.required(self.model, SINGLE), Ok)?;
-            for shard in shards(&self.read(commit, index, INDEX_BYTES_MAX)?)? {
-                wanted.push(listing.required(self.model, &shard)?);
+            let named = weight_map(&self.read(commit, index, INDEX_BYTES_MAX)?)?;
+            for shard in named.values().collect::<BTreeSet<_>>() {
+                wanted.push(listing.required(self.model, shard)?);
             }
+            tensors = Some(named);
         }
         let files = wanted.into_iter().map(|entry| self.complete(commit, entry)).collect::<Result<_, _>>()?;
-        Ok(Plan { model: self.model.clone(), commit: commit.clone(), files, config })
+        Ok((Plan { model: self.model.clone(), commit: commit.clone(), files, config }, tensors))
+    }
+
+    /// Some bytes of a file, read into memory; the caller bounds them.
+    pub(super) fn span(
+        &self,
+        wanted: Wanted<'_>,
+        commit: &str,
+        span: Range<u64>,
+        size: Bytes,
+    ) -> Result<Vec<u8>, HubError> {
+        let length = span.end - span.start;
+        self.patiently(|| {
+            let mut bytes = Vec::new();
+            if length == 0 {
+                return Ok(bytes);
+            }
+            let answer = self.hub.http.span(wanted, commit, span.clone(), size)?;
+            let host = answer.host.clone();
+            answer.body().take(length).read_to_end(&mut bytes).map_err(|error| broken(&host, error))?;
+            if bytes.len() as u64 == length { Ok(bytes) } else { Err(broken(&host, "it ended amid a file")) }
+        })
     }
 
     /// A small file, read whole into memory.
@@ -290,11 +365,11 @@ impl Planner<'_> {
 
 /// A plan that is being carried out.
 #[derive(Clone, Copy)]
-struct Download<'a> {
-    hub: &'a Hub,
-    plan: &'a Plan,
-    repository: &'a Repository,
-    cancelled: &'a AtomicBool,
+pub(super) struct Download<'a> {
+    pub(super) hub: &'a Hub,
+    pub(super) plan: &'a Plan,
+    pub(super) repository: &'a Repository,
+    pub(super) cancelled: &'a AtomicBool,
 }
 
 /// What the thread of a file tells.
@@ -306,7 +381,7 @@ enum Note {
 
 impl Download<'_> {
     /// Fetches all files that are not there, a few at once; the first failure ends all.
-    fn run(self, mut progress: impl FnMut(Progress)) -> Result<(), HubError> {
+    pub(super) fn run(self, mut progress: impl FnMut(Progress)) -> Result<(), HubError> {
         let done: Vec<Bytes> =
             self.plan.files.iter().map(|file| present(self.repository, self.plan, file)).collect();
         let missing: Vec<usize> = (0..done.len())

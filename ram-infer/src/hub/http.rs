@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,8 +128,33 @@ impl Http {
     /// # Errors
     /// As [`Http::listing`].
     pub(super) fn file(&self, wanted: Wanted<'_>, commit: &str, start: Bytes) -> Result<Answer, HubError> {
-        let start = if start == Bytes::ZERO { None } else { Some(start) };
-        self.follow(&Method::GET, self.file_url(wanted, commit), start, wanted)
+        let range = (start > Bytes::ZERO).then(|| format!("bytes={}-", start.get()));
+        self.follow(&Method::GET, self.file_url(wanted, commit), range.as_deref(), wanted)
+    }
+
+    /// Some bytes of a file of this size, which is not empty and neither are they: the answer is of just them.
+    ///
+    /// # Errors
+    /// As [`Http::listing`]; [`HubError::NoRanges`] when all of it comes instead, and [`HubError::WrongRange`] when
+    /// others do.
+    pub(super) fn span(
+        &self,
+        wanted: Wanted<'_>,
+        commit: &str,
+        span: Range<u64>,
+        size: Bytes,
+    ) -> Result<Answer, HubError> {
+        let asked = format!("{}-{}", span.start, span.end.saturating_sub(1));
+        let range = format!("bytes={asked}");
+        let answer = self.follow(&Method::GET, self.file_url(wanted, commit), Some(&range), wanted)?;
+        let told = answer.header("content-range").and_then(|told| told.strip_prefix("bytes "));
+        let (given, of) = told.and_then(|told| told.split_once('/')).unwrap_or_default();
+        match answer.status {
+            206 if given == asked && (of == "*" || of.parse() == Ok(size.get())) => Ok(answer),
+            200 if span == (0..size.get()) => Ok(answer),
+            200 => Err(HubError::NoRanges { host: answer.host }),
+            _ => Err(HubError::WrongRange { file: wanted.file.unwrap_or_default().to_owned() }),
+        }
     }
 
     fn file_url(&self, wanted: Wanted<'_>, commit: &str) -> String {
@@ -141,15 +167,15 @@ impl Http {
         &self,
         method: &Method,
         mut url: String,
-        start: Option<Bytes>,
+        range: Option<&str>,
         wanted: Wanted<'_>,
     ) -> Result<Answer, HubError> {
         for _ in 0..=REDIRECTS_MAX {
             let uri: Uri = url.parse().map_err(|_| HubError::BadRedirect { problem: "to no address" })?;
-            let answer = self.ask(method, &uri, start)?;
+            let answer = self.ask(method, &uri, range)?;
             if !matches!(answer.status, 301 | 302 | 303 | 307 | 308) {
                 let is_own = origin(&uri).is_some_and(|it| it == self.origin);
-                return self.judge(answer, start, wanted, is_own);
+                return self.judge(answer, range.is_some(), wanted, is_own);
             }
             if method == Method::HEAD && answer.header("x-linked-etag").is_some() {
                 return Ok(answer);
@@ -159,7 +185,7 @@ impl Http {
         Err(HubError::BadRedirect { problem: "without an end" })
     }
 
-    fn ask(&self, method: &Method, uri: &Uri, start: Option<Bytes>) -> Result<Answer, HubError> {
+    fn ask(&self, method: &Method, uri: &Uri, range: Option<&str>) -> Result<Answer, HubError> {
         let host = uri.authority().map_or_else(String::new, |authority| authority.as_str().to_owned());
         let mut request = match *method {
             Method::HEAD => self.agent.head(uri.clone()),
@@ -170,8 +196,8 @@ impl Http {
         {
             request = request.header(header::AUTHORIZATION, token.bearer());
         }
-        if let Some(start) = start {
-            request = request.header(header::RANGE, format!("bytes={}-", start.get()));
+        if let Some(range) = range {
+            request = request.header(header::RANGE, range);
         }
         let (head, body) = request.call().map_err(|error| broken(&host, error))?.into_parts();
         Ok(Answer { host, status: head.status.as_u16(), headers: head.headers, body })
@@ -181,7 +207,7 @@ impl Http {
     fn judge(
         &self,
         answer: Answer,
-        start: Option<Bytes>,
+        ranged: bool,
         wanted: Wanted<'_>,
         is_own: bool,
     ) -> Result<Answer, HubError> {
@@ -191,7 +217,7 @@ impl Http {
         let status = answer.status;
         Err(match StatusCode::from_u16(status).unwrap_or_default() {
             found if found.is_success() => return Ok(answer),
-            StatusCode::RANGE_NOT_SATISFIABLE if start.is_some() => return Ok(answer),
+            StatusCode::RANGE_NOT_SATISFIABLE if ranged => return Ok(answer),
             // A signed address of the hub's store has expired: the hub gives another one.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if !is_own => answer.busy(),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if code == "GatedRepo" => {

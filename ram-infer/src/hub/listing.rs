@@ -177,19 +177,27 @@ impl Entry {
 /// The shards that an index names.
 ///
 /// # Errors
-/// [`HubError::BadAnswer`] when it is no index, [`HubError::BadName`] when a shard is no plain file of the folder.
+/// Those of [`weight_map`].
 pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, HubError> {
+    Ok(weight_map(index)?.into_values().collect())
+}
+
+/// The tensors that an index names, and the shard of each.
+///
+/// # Errors
+/// [`HubError::BadAnswer`] when it is no index, [`HubError::BadName`] when a shard is no plain file of the folder.
+pub(super) fn weight_map(index: &[u8]) -> Result<BTreeMap<String, String>, HubError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
     let index: Index =
         serde_json::from_slice(index).map_err(|error| HubError::answer(format!("`{INDEX}`: {error}")))?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    match shards.iter().find(|name| name.contains('/') || !stays_inside(name) || !is_weights(name)) {
+    let is_bad = |name: &String| name.contains('/') || !stays_inside(name) || !is_weights(name);
+    match index.weight_map.values().find(|name| is_bad(name)) {
         Some(name) => Err(HubError::BadName { name: shown(name) }),
-        None if shards.is_empty() => Err(HubError::answer(format!("`{INDEX}` names no file"))),
-        None => Ok(shards),
+        None if index.weight_map.is_empty() => Err(HubError::answer(format!("`{INDEX}` names no file"))),
+        None => Ok(index.weight_map),
     }
 }
 

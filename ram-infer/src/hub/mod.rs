@@ -16,9 +16,11 @@
 //! | `http` | one request: redirects, refusals, silence |
 //! | `blob` | one file: resumed, hashed while it comes, and in place only when it is right |
 //! | `fetch` | a whole model: the plan, the room on the disk, four files at once, the links at the end |
+//! | `layers` | some layers of a model: only the files and byte ranges that hold their tensors |
 //!
 //! Everything here blocks; a shell runs it on a thread of its own. Nothing reads a clock or the environment, except
-//! that [`HubConfig::from_environment`] takes the shell's variables. Start at [`Hub::fetch`]:
+//! that [`HubConfig::from_environment`] takes the shell's variables. Start at [`Hub::fetch`], or at
+//! [`Hub::fetch_layers`] for a part of a model:
 //!
 //! ```no_run
 //! use std::sync::atomic::AtomicBool;
@@ -42,8 +44,10 @@ mod config;
 mod error;
 mod fetch;
 mod http;
+mod layers;
 mod listing;
 
 pub use config::{Endpoint, HubConfig, Patience, Token, cache_dir};
 pub use error::HubError;
 pub use fetch::{Hub, Plan, PlannedFile, Progress};
+pub use layers::{LayersPlan, Shard};

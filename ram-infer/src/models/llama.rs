@@ -1,14 +1,11 @@
 //! Llama 2 and 3: the block that the other families vary. What sets Llama 3 apart is its rotary encoding.
 
-use crate::error::InferError;
-use crate::nn::attention::{Attention, Biases};
-use crate::nn::decoder::DecoderLayer;
-use crate::quant::Bias;
-use crate::scope::Scope;
+use crate::config::ModelConfig;
+use crate::nn::attention::Recipe;
+use crate::nn::linear::Bias;
 
-/// Loads `model.layers.N`.
-pub(super) fn layer(at: &Scope<'_>) -> Result<DecoderLayer, InferError> {
-    let bias = Bias::when(at.config().attention_bias);
-    let self_attn = Attention::load(&at.enter("self_attn"), Biases { qkv: bias, o: bias })?;
-    DecoderLayer::load(at, self_attn)
+/// How its layers attend.
+pub(super) const fn attention(config: &ModelConfig) -> Recipe {
+    let bias = Bias::when(config.attention_bias);
+    Recipe { qkv: bias, o: bias, qk_norm: false, gated: false }
 }

@@ -1,68 +1,157 @@
-//! A model: the weights of a folder, and the forward pass over them. One architecture a file.
+//! A model: the weights of a folder or of a run of its layers, and the passes over them. One architecture a file.
 //!
-//! Letters of shapes: T tokens, E model width, V vocabulary; the room `nn` says those inside of a layer.
+//! ```text
+//! tokens -> embedding -> layers -> norm -> head -> logits
+//!           `--------- any run of these is a shard ---'
+//! ```
+//!
+//! On the processor a pass takes parts of many sequences at once ([`Model::forward_batch`]); what a sequence gets does
+//! not depend on the others, to the bit, in every way of computing ([`Numerics`]).
+//!
+//! Letters of shapes: T tokens of a pass, E model width, V vocabulary; the room `nn` says those inside of a layer.
 
+mod decoder;
 mod llama;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod qwen3_next;
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use ram_core::layers::LayerRange;
 use ram_core::units::{Bytes, TokenCount};
 
-use crate::cache::{CacheShape, KvCache};
+use self::decoder::Decoder;
+use crate::batch::{BlockId, Part, Rows, Wanted};
+use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
 use crate::device::Device;
 use crate::error::InferError;
-use crate::nn::attention::{Pass, causal_mask};
-use crate::nn::decoder::DecoderLayer;
-use crate::nn::norm::RmsNorm;
-use crate::nn::rope::Rope;
-use crate::quant::{Bias, Linear, Matrix};
+use crate::gpu::{DeviceKv, DeviceModel};
+pub use crate::kernel::Numerics;
+use crate::kv::{Kind, KvDtype, KvPool, PagedKv};
+use crate::nn::attention::Recipe;
+use crate::nn::decoder::LayerRecipe;
 use crate::scope::Scope;
 use crate::weights::Weights;
 
-/// A model, loaded and ready; shared freely between threads, each with caches of its own.
+/// A model, loaded and ready; shared freely between threads.
 pub struct Model {
     config: ModelConfig,
     device: Device,
-    opened: candle_core::Device,
+    shard: Shard,
     weight_bytes: Bytes,
-    rope: Rope,
-    embed_tokens: Matrix,
-    layers: Vec<DecoderLayer>,
-    norm: RmsNorm,
-    /// `None` when the embedding is the head too.
-    lm_head: Option<Linear>,
+    body: Body,
+}
+
+enum Body {
+    Host(Box<Decoder>),
+    Device(Box<DeviceModel>),
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Where its mathematics runs.
+    pub device: Device,
+    /// How products are computed on the processor.
+    pub numerics: Numerics,
+    /// Threads on the processor; as many as it runs at once by default.
+    pub threads: Option<NonZeroUsize>,
+    /// How keys and values are kept on the processor.
+    pub kv: KvDtype,
+    /// Which part of the model; all of it by default.
+    pub shard: Option<Shard>,
+}
+
+impl LoadOptions {
+    /// A whole model on this device, in what is fastest there without a loss that shows.
+    #[must_use]
+    pub fn new(device: Device) -> Self {
+        Self { device, numerics: Numerics::best(), threads: None, kv: KvDtype::Bf16, shard: None }
+    }
+
+    /// A whole model on the processor, computed in f32 throughout.
+    #[must_use]
+    pub const fn exact() -> Self {
+        Self { device: Device::Cpu, numerics: Numerics::F32, threads: None, kv: KvDtype::F32, shard: None }
+    }
+}
+
+/// A run of a model's layers, and what it holds besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// The layers.
+    pub layers: LayerRange,
+    /// Whether it turns tokens into the first layer's input.
+    pub embed: bool,
+    /// Whether it turns the last layer's output into logits.
+    pub head: bool,
+}
+
+impl Shard {
+    /// All of a model.
+    #[must_use]
+    pub const fn whole(config: &ModelConfig) -> Self {
+        Self { layers: LayerRange::whole(config.layers), embed: true, head: true }
+    }
+}
+
+/// What a pass puts out.
+#[derive(Clone, PartialEq)]
+pub enum Output {
+    /// A row of V logits for each wanted token, in the order of the parts.
+    Logits(Vec<Vec<f32>>),
+    /// (T, E): the last layer's output for all tokens, from a shard without a head.
+    Hidden(Vec<f32>),
 }
 
 impl Model {
-    /// Loads a folder in the format of `mlx-community`: `config.json` and safetensors.
+    /// Loads a whole folder in the format of `mlx-community`: `config.json` and safetensors.
     ///
-    /// On the processor the weights stay in the mapped files, which must not be written to as long as the model lives;
-    /// replacing them by renaming, as downloaders do, is fine.
+    /// On the processor everything is computed in f32, which is what agrees best with other software;
+    /// [`Self::load_with`] has the faster ways.
+    ///
+    /// # Errors
+    /// Those of [`Self::load_with`].
+    pub fn load(dir: &Path, device: &Device) -> Result<Self, InferError> {
+        Self::load_with(dir, &LoadOptions { device: *device, ..LoadOptions::exact() })
+    }
+
+    /// Loads a folder, or the tensors of a part of it.
+    ///
+    /// The files must not be written to meanwhile; replacing them by renaming, as downloaders do, is fine. Afterwards
+    /// they are not needed.
     ///
     /// # Errors
     /// Says which file, field or tensor of the folder is wrong, by any variant of [`InferError`] about those;
+    /// [`InferError::NoSuchLayers`] for a shard that the model does not have;
     /// [`InferError::DeviceUnavailable`] or [`InferError::Device`] when the device fails.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self, InferError> {
+    pub fn load_with(dir: &Path, options: &LoadOptions) -> Result<Self, InferError> {
         let config = ModelConfig::read(dir)?;
-        let (weights, opened) = (Weights::open(dir)?, device.open()?);
-        let root = Scope::root(&weights, &config, *device, &opened);
-        let (model, width) = (root.enter("model"), config.hidden_size);
+        let whole = Shard::whole(&config);
+        let shard = options.shard.unwrap_or(whole);
+        if shard.layers.end() > config.layers.get() {
+            return Err(InferError::NoSuchLayers { end: shard.layers.end(), layers: config.layers.get() });
+        }
+        let (weights, opened) = (Weights::open(dir)?, options.device.open()?);
+        let root = text(&Scope::root(&weights, &config, options.device, &opened));
         let tied = config.tie_word_embeddings.unwrap_or_else(|| !root.has("lm_head.weight"));
-        let head = || Linear::load(&root.enter("lm_head"), config.vocab_size, width, Bias::None);
-        let embed_tokens = Matrix::load(&model.enter("embed_tokens"), config.vocab_size, width)?;
-        let layers = (0..config.layers.get()).map(|n| layer(&model.enter(&format!("layers.{n}"))));
-        let layers = layers.collect::<Result<_, _>>()?;
-        let norm = RmsNorm::load(&model.enter("norm"), width)?;
-        let lm_head = (!tied).then(head).transpose()?;
-        weights.check_all_taken(|name| is_left_over(name, tied))?;
-        let (rope, weight_bytes) = (Rope::new(&config.rope, config.head_dim), weights.taken_bytes());
-        Ok(Self { config, device: *device, opened, weight_bytes, rope, embed_tokens, layers, norm, lm_head })
+        let body = match options.device {
+            Device::Cpu => Body::Host(Box::new(Decoder::load(&root, options, shard, tied)?)),
+            Device::Metal | Device::Cuda if shard != whole => {
+                return Err(InferError::WholeOnly { device: options.device });
+            }
+            Device::Metal | Device::Cuda => {
+                Body::Device(Box::new(DeviceModel::load(&root, recipe(&config)?, tied)?))
+            }
+        };
+        weights.check_all_taken(|name| is_left_over(name, &config, tied) || !is_of(name, shard))?;
+        let weight_bytes = weights.taken_bytes();
+        Ok(Self { config, device: options.device, shard, weight_bytes, body })
     }
 
     /// What `config.json` says of the model.
@@ -71,7 +160,7 @@ impl Model {
         &self.config
     }
 
-    /// Bytes of its weights, as the files have them.
+    /// Bytes of the weights that were loaded, as the files have them.
     #[must_use]
     pub const fn weight_bytes(&self) -> Bytes {
         self.weight_bytes
@@ -83,35 +172,91 @@ impl Model {
         self.device
     }
 
+    /// What was loaded of it.
+    #[must_use]
+    pub const fn shard(&self) -> Shard {
+        self.shard
+    }
+
+    /// Memory of a block: keys and values of [`BLOCK_TOKENS`](crate::batch::BLOCK_TOKENS) positions.
+    #[must_use]
+    pub fn block_bytes(&self) -> Bytes {
+        match &self.body {
+            Body::Host(decoder) => decoder.shape().block_bytes(),
+            Body::Device(model) => model.block_bytes(),
+        }
+    }
+
+    /// Whether sequences keep a state that cannot go back or be shared: then a sequence's tokens are computed once, in
+    /// order, in a slot of its own. So it is on devices, too.
+    #[must_use]
+    pub fn is_recurrent(&self) -> bool {
+        match &self.body {
+            Body::Host(decoder) => decoder.shape().is_recurrent(),
+            Body::Device(_) => true,
+        }
+    }
+
+    /// An empty pool for keys and values, with room for the states of `slots` sequences.
+    #[must_use]
+    pub fn new_kv(&self, slots: usize) -> KvPool {
+        KvPool(match &self.body {
+            Body::Host(decoder) => Kind::Paged(PagedKv::new(decoder.shape().clone(), slots)),
+            Body::Device(_) => Kind::Device(DeviceKv::new(slots)),
+        })
+    }
+
+    /// Computes parts of many sequences at once; returns a row of logits (V) for each wanted token, in order of the
+    /// parts. Memory for a pass grows with its tokens: whoever takes long prompts cuts them.
+    ///
+    /// # Errors
+    /// [`InferError::NoTokens`], [`InferError::TokenOutOfRange`], [`InferError::CacheOverrun`],
+    /// [`InferError::CacheOfAnotherModel`] and [`InferError::ShardInput`] before anything is computed;
+    /// [`InferError::Device`].
+    pub fn forward_batch(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Vec<f32>>, InferError> {
+        match self.pass(parts, None, kv)? {
+            Output::Logits(logits) => Ok(logits),
+            Output::Hidden(_) => Err(InferError::NoHead),
+        }
+    }
+
+    /// Computes parts of many sequences through this shard. `hidden`, (T, E) for the tokens of all parts in order, is
+    /// what the shard before put out; a shard with the embedding takes none.
+    ///
+    /// # Errors
+    /// Those of [`Self::forward_batch`].
+    pub fn pass(
+        &self,
+        parts: &[Part<'_>],
+        hidden: Option<&[f32]>,
+        kv: &mut KvPool,
+    ) -> Result<Output, InferError> {
+        parts.iter().try_for_each(|part| self.check(part.tokens))?;
+        match (&self.body, &mut kv.0) {
+            (Body::Host(decoder), Kind::Paged(kv)) => decoder.pass(parts, hidden, kv),
+            (Body::Device(model), Kind::Device(kv)) => Ok(Output::Logits(model.forward(parts, kv)?)),
+            _ => Err(InferError::CacheOfAnotherModel),
+        }
+    }
+
     /// An empty cache for one sequence of at most `capacity` tokens.
     ///
     /// # Errors
-    /// [`InferError::ContextExceeded`] past the model's context, [`InferError::Device`] without memory.
+    /// [`InferError::ContextExceeded`] past the model's context.
     pub fn new_cache(&self, capacity: TokenCount) -> Result<KvCache, InferError> {
         let context = self.config.context;
         let refused = InferError::ContextExceeded { capacity, context };
         let positions =
             usize::try_from(capacity.get()).ok().filter(|_| capacity <= context).ok_or(refused)?;
-        KvCache::new(self.cache_shape(), positions, &self.opened)
+        Ok(KvCache::new(self.new_kv(1), positions))
     }
 
     /// Appends `tokens` to the sequence of `cache`; returns the logits (V) after the last of them.
     ///
     /// # Errors
-    /// [`InferError::NoTokens`], [`InferError::TokenOutOfRange`], [`InferError::CacheOverrun`] and
-    /// [`InferError::CacheOfAnotherModel`] leave the cache's sequence as it was; after [`InferError::Device`] it may
-    /// hold a part of the tokens.
+    /// Those of [`Self::forward_batch`]; the cache's sequence stays as it was, but for [`InferError::Device`].
     pub fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, InferError> {
-        self.admit(tokens, cache)?;
-        in_pool(|| {
-            let (before, last) = tokens.split_at((tokens.len() - 1) / PASS_TOKENS_MAX * PASS_TOKENS_MAX);
-            for tokens in before.chunks(PASS_TOKENS_MAX) {
-                self.pass(tokens, cache)?;
-            }
-            let x = self.pass(last, cache)?;
-            // (T, E) -> (1, E) -> (1, V) -> (V)
-            self.logits(&x.narrow(0, last.len() - 1, 1)?)?.squeeze(0)?.to_vec1()
-        })
+        self.append(tokens, Wanted::Last, cache)?.pop().ok_or(InferError::NoTokens)
     }
 
     /// Appends `tokens` to the sequence of `cache`; returns the logits (V) after each of them. For tests and scoring:
@@ -120,60 +265,63 @@ impl Model {
     /// # Errors
     /// Those of [`Self::forward`].
     pub fn forward_all(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<Vec<f32>>, InferError> {
-        self.admit(tokens, cache)?;
-        in_pool(|| {
-            let mut logits = Vec::with_capacity(tokens.len());
-            for tokens in tokens.chunks(PASS_TOKENS_MAX) {
-                let x = self.pass(tokens, cache)?;
-                logits.extend(self.logits(&x)?.to_vec2()?);
-            }
-            Ok(logits)
-        })
+        self.append(tokens, Wanted::All, cache)
     }
 
-    /// Checks the tokens and makes room for them.
-    fn admit(&self, tokens: &[u32], cache: &mut KvCache) -> Result<(), InferError> {
+    fn append(
+        &self,
+        tokens: &[u32],
+        wanted: Wanted,
+        cache: &mut KvCache,
+    ) -> Result<Vec<Vec<f32>>, InferError> {
+        self.check(tokens)?;
+        cache.reserve(tokens.len())?;
+        let (mut rows, mut left) = (Vec::new(), tokens.len());
+        for tokens in tokens.chunks(PASS_TOKENS_MAX) {
+            left -= tokens.len();
+            let logits = if left > 0 && wanted == Wanted::Last { Wanted::None } else { wanted };
+            let KvCache { kv, blocks, position, .. } = cache;
+            let part = Part { tokens, position: *position, blocks, slot: 0, logits };
+            rows.extend(self.forward_batch(&[part], kv)?);
+            *position += tokens.len();
+        }
+        Ok(rows)
+    }
+
+    /// That there are tokens, and that the vocabulary has them.
+    fn check(&self, tokens: &[u32]) -> Result<(), InferError> {
         let vocab_size = self.config.vocab_size;
         if tokens.is_empty() {
             return Err(InferError::NoTokens);
         }
-        if let Some(&token) = tokens.iter().find(|token| **token as usize >= vocab_size) {
-            return Err(InferError::TokenOutOfRange { token, vocab_size });
+        match tokens.iter().find(|token| **token as usize >= vocab_size) {
+            Some(&token) => Err(InferError::TokenOutOfRange { token, vocab_size }),
+            None => Ok(()),
         }
-        cache.reserve(self.cache_shape(), tokens.len())
+    }
+}
+
+impl Rows for Model {
+    type Kv = KvPool;
+
+    fn block_bytes(&self) -> Bytes {
+        Self::block_bytes(self)
     }
 
-    /// One pass through all layers, over tokens that were admitted: (T, E).
-    fn pass(&self, tokens: &[u32], cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let (layers, position) = cache.layers_mut();
-        let (count, dtype, device) = (tokens.len(), self.device.activations(), &self.opened);
-        let window = self.config.sliding_window.and_then(|window| usize::try_from(window.get()).ok());
-        let pass = Pass {
-            turns: self.rope.turns(position, count, dtype, device)?,
-            mask: causal_mask(position, count, window, dtype, device)?,
-            position,
-        };
-        let mut x = self.embed_tokens.rows(tokens)?;
-        for (layer, cache) in self.layers.iter().zip(layers) {
-            x = layer.forward(&x, &pass, cache)?;
-        }
-        cache.advance(count);
-        Ok(x)
+    fn is_recurrent(&self) -> bool {
+        Self::is_recurrent(self)
     }
 
-    /// `x` is (T, E); returns (T, V), in f32.
-    fn logits(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = self.norm.forward(x)?;
-        let logits = match &self.lm_head {
-            Some(lm_head) => lm_head.forward(&x)?,
-            None => self.embed_tokens.forward(&x)?,
-        };
-        logits.to_dtype(DType::F32)
+    fn new_kv(&self, slots: usize) -> KvPool {
+        Self::new_kv(self, slots)
     }
 
-    fn cache_shape(&self) -> CacheShape {
-        let &ModelConfig { kv_heads, head_dim, .. } = &self.config;
-        CacheShape { layers: self.layers.len(), kv_heads, head_dim, dtype: self.device.activations() }
+    fn forward(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Vec<f32>>, InferError> {
+        self.forward_batch(parts, kv)
+    }
+
+    fn release(&self, block: BlockId, kv: &mut KvPool) {
+        kv.release(block);
     }
 }
 
@@ -182,31 +330,93 @@ impl fmt::Debug for Model {
         f.debug_struct("Model")
             .field("config", &self.config)
             .field("device", &self.device)
+            .field("shard", &self.shard)
             .finish_non_exhaustive()
     }
 }
 
-/// Loads `model.layers.N` of whichever family it is.
-fn layer(at: &Scope<'_>) -> Result<DecoderLayer, InferError> {
-    match at.config().architecture {
-        Architecture::Llama => llama::layer(at),
-        Architecture::Mistral => mistral::layer(at),
-        Architecture::Qwen2 => qwen2::layer(at),
-        Architecture::Qwen3 => qwen3::layer(at),
+impl fmt::Debug for Output {
+    /// Sizes alone: what is computed from words tells of them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Logits(rows) => write!(f, "Logits({} rows)", rows.len()),
+            Self::Hidden(numbers) => write!(f, "Hidden({} numbers)", numbers.len()),
+        }
+    }
+}
+
+/// How the `layer`th layer of a model mixes tokens.
+fn layer_recipe(config: &ModelConfig, layer: usize) -> Result<LayerRecipe, InferError> {
+    match config.architecture {
+        Architecture::Qwen3Next | Architecture::Qwen35 | Architecture::Qwen35Moe => {
+            Ok(qwen3_next::layer(config, layer))
+        }
+        Architecture::DeepseekV3 => Ok(LayerRecipe::Latent),
+        Architecture::Qwen3Moe => Ok(LayerRecipe::Attention(qwen3::attention(config))),
+        _ => recipe(config).map(LayerRecipe::Attention),
+    }
+}
+
+/// The place where a model's own tensors are: Qwen3.5, which may see, has what speaks inside.
+fn text<'a>(root: &Scope<'a>) -> Scope<'a> {
+    match root.config().architecture {
+        Architecture::Qwen35 | Architecture::Qwen35Moe => root.enter("language_model"),
+        _ => root.clone(),
+    }
+}
+
+/// How the layers of a dense family attend, which are the families that devices compute.
+///
+/// # Errors
+/// [`InferError::UnsupportedArchitecture`] for a family whose layers are of another kind.
+pub(crate) fn recipe(config: &ModelConfig) -> Result<Recipe, InferError> {
+    match config.architecture {
+        Architecture::Llama => Ok(llama::attention(config)),
+        Architecture::Mistral => Ok(mistral::attention()),
+        Architecture::Qwen2 => Ok(qwen2::attention()),
+        Architecture::Qwen3 => Ok(qwen3::attention(config)),
+        other => Err(InferError::UnsupportedArchitecture { model_type: other.to_string() }),
     }
 }
 
 /// Whether a checkpoint may hold this tensor to no use: old ones store the angles of the rotary encoding, and some
-/// that are tied store the head all the same.
-fn is_left_over(tensor: &str, tied: bool) -> bool {
-    tensor.ends_with(".rotary_emb.inv_freq") || (tied && tensor.starts_with("lm_head."))
+/// that are tied store the head all the same; DeepSeek's layers past the last one guess tokens ahead.
+fn is_left_over(tensor: &str, config: &ModelConfig, tied: bool) -> bool {
+    let of_family = match config.architecture {
+        Architecture::Qwen3Next | Architecture::Qwen35 | Architecture::Qwen35Moe => {
+            qwen3_next::is_left_over(tensor)
+        }
+        Architecture::DeepseekV3 => layer_of(tensor).is_some_and(|layer| layer >= config.layers.get()),
+        _ => false,
+    };
+    of_family || tensor.ends_with(".rotary_emb.inv_freq") || (tied && inside(tensor).starts_with("lm_head."))
 }
 
-/// Runs a pass on one of the pool's own threads: from there its many small operations share their work with the other
-/// threads without waking the caller's each time.
-fn in_pool<T: Send>(work: impl FnOnce() -> candle_core::Result<T> + Send) -> Result<T, InferError> {
-    rayon::scope(|_| work()).map_err(InferError::device)
+/// A tensor's name without the place of [`text`].
+fn inside(tensor: &str) -> &str {
+    tensor.strip_prefix("language_model.").unwrap_or(tensor)
 }
 
-/// Tokens of one pass: more are cut, so that the scores of a long prompt (H, T, S) stay small.
+/// The layer that a tensor is of.
+fn layer_of(tensor: &str) -> Option<u16> {
+    inside(tensor).strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+}
+
+/// Whether a tensor belongs to a shard, or to no shard in particular.
+fn is_of(tensor: &str, shard: Shard) -> bool {
+    let tensor = inside(tensor);
+    let Some(inner) = tensor.strip_prefix("model.") else {
+        return shard.head || !tensor.starts_with("lm_head.");
+    };
+    if inner.starts_with("layers.") {
+        return layer_of(tensor).is_none_or(|number| shard.layers.contains(number));
+    }
+    match inner.split('.').next() {
+        Some("embed_tokens") => shard.embed || shard.head,
+        Some("norm") => shard.head,
+        _ => true,
+    }
+}
+
+/// Tokens of one pass of [`Model::forward`]: more are cut, so that the memory of a pass stays small.
 const PASS_TOKENS_MAX: usize = 512;

@@ -1,14 +1,22 @@
-//! Causal self-attention with shared key and value heads (GQA; Ainslie et al. 2023), over a cache.
+//! Causal self-attention with shared key and value heads (GQA; Ainslie et al. 2023), over blocks of the past.
+//!
+//! A query walks the blocks of its sequence from the first one on and keeps a running maximum, sum and average (online
+//! softmax; Milakov and Gimelshein 2018), so scores are never held for more than one block. Blocks begin at fixed
+//! positions, so a query's numbers do not depend on how its sequence was cut into passes.
 
-use candle_core::{DType, Device, Tensor};
+use std::cell::RefCell;
+use std::ops::Range;
 
+use super::linear::{self, Bias, Into, Linear};
 use super::norm::RmsNorm;
-use super::rope::Turns;
-use crate::cache::LayerCache;
+use super::{Pass, Workspace, math, sized};
+use crate::batch::{BLOCK_TOKENS, Part};
 use crate::config::ModelConfig;
 use crate::error::InferError;
-use crate::quant::{Bias, Linear};
+use crate::kv::Head;
+use crate::pool::Scattered;
 use crate::scope::Scope;
+use crate::simd::{self, Kernel, MultiplyAdd};
 
 /// The attention of one layer.
 pub(crate) struct Attention {
@@ -18,215 +26,480 @@ pub(crate) struct Attention {
     o_proj: Linear,
     /// Norms over each head of the queries and the keys.
     qk_norm: Option<(RmsNorm, RmsNorm)>,
+    /// Whether the queries come with a gate.
+    gated: bool,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    /// How far back a token sees, itself included.
+    window: usize,
 }
 
-/// Which projections of an attention add a bias.
+/// How the attention of a family differs from that of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Biases {
-    /// Those of queries, keys and values.
+pub(crate) struct Recipe {
+    /// Whether the projections of queries, keys and values add a bias.
     pub(crate) qkv: Bias,
-    /// That of the output.
+    /// Whether that of the output does.
     pub(crate) o: Bias,
-}
-
-/// What all layers of one pass share.
-pub(crate) struct Pass {
-    /// Rotations of the pass's positions.
-    pub(crate) turns: Turns,
-    /// Zero where a token sees and minus infinity where not, (T, S); `None` when every token sees all.
-    pub(crate) mask: Option<Tensor>,
-    /// The position of the first token.
-    pub(crate) position: usize,
+    /// Whether each head of the queries and the keys is normed before it is turned.
+    pub(crate) qk_norm: bool,
+    /// Whether a gate, which comes with the queries, is put before the output.
+    pub(crate) gated: bool,
 }
 
 impl Attention {
     /// Loads the attention at this place.
     ///
     /// # Errors
-    /// Those of [`Linear::load`].
-    pub(crate) fn load(at: &Scope<'_>, biases: Biases) -> Result<Self, InferError> {
-        let &ModelConfig { hidden_size, heads, kv_heads, head_dim, .. } = at.config();
+    /// Those of [`Linear::load`] and [`RmsNorm::load`].
+    pub(crate) fn load(at: &Scope<'_>, recipe: Recipe) -> Result<Self, InferError> {
+        let &ModelConfig { hidden_size, heads, kv_heads, head_dim, sliding_window, .. } = at.config();
         let kv_width = kv_heads * head_dim;
+        let q_width = heads * head_dim * if recipe.gated { 2 } else { 1 };
+        let norm = |name| RmsNorm::load(&at.enter(name), head_dim);
+        let qk_norm = if recipe.qk_norm { Some((norm("q_norm")?, norm("k_norm")?)) } else { None };
+        let window = sliding_window.and_then(|window| usize::try_from(window.get()).ok());
         Ok(Self {
-            q_proj: Linear::load(&at.enter("q_proj"), heads * head_dim, hidden_size, biases.qkv)?,
-            k_proj: Linear::load(&at.enter("k_proj"), kv_width, hidden_size, biases.qkv)?,
-            v_proj: Linear::load(&at.enter("v_proj"), kv_width, hidden_size, biases.qkv)?,
-            o_proj: Linear::load(&at.enter("o_proj"), hidden_size, heads * head_dim, biases.o)?,
-            qk_norm: None,
+            q_proj: Linear::load(&at.enter("q_proj"), q_width, hidden_size, recipe.qkv)?,
+            k_proj: Linear::load(&at.enter("k_proj"), kv_width, hidden_size, recipe.qkv)?,
+            v_proj: Linear::load(&at.enter("v_proj"), kv_width, hidden_size, recipe.qkv)?,
+            o_proj: Linear::load(&at.enter("o_proj"), hidden_size, heads * head_dim, recipe.o)?,
+            qk_norm,
+            gated: recipe.gated,
             heads,
             kv_heads,
             head_dim,
+            window: window.unwrap_or(usize::MAX),
         })
     }
 
-    /// The same with a norm over each head of the queries and the keys, before they are turned.
-    pub(crate) fn with_qk_norm(self, q_norm: RmsNorm, k_norm: RmsNorm) -> Self {
-        Self { qk_norm: Some((q_norm, k_norm)), ..self }
+    /// Adds the attention of `space.normed`, (T, E), to `x`, (T, E). Writes the tokens' positions to the blocks.
+    pub(crate) fn add_to(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
+        let tokens = pass.tokens();
+        let width = tokens * self.heads * self.head_dim;
+        let queries = sized(&mut space.queries, tokens * self.q_proj.outputs());
+        let keys = sized(&mut space.keys, tokens * self.kv_heads * self.head_dim);
+        let values = sized(&mut space.values, tokens * self.kv_heads * self.head_dim);
+        let attended = sized(&mut space.attended, width);
+        let all = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let ready = linear::prepare(pass, &space.normed[..x.len()], &all, &mut space.inputs);
+        ready.project(pass, Into::Set, &mut [&mut *queries, &mut *keys, &mut *values]);
+        self.remember(layer, pass, keys, values);
+        let gates = sized(&mut space.gates, if self.gated { width } else { 0 });
+        self.part_gates(queries, gates);
+        attend(pass, layer, &self.widths(), &mut queries[..width], attended, |token, query| {
+            if let Some((q_norm, _)) = &self.qk_norm {
+                q_norm.row(query);
+            }
+            pass.turns.apply(token, query);
+        });
+        math::sigmoid_times(&mut attended[..gates.len()], gates);
+        let output = [&self.o_proj];
+        let ready = linear::prepare(pass, attended, &output, &mut space.inputs);
+        ready.project(pass, Into::Add, &mut [x]);
     }
 
-    /// `x` is (T, E); returns (T, E). Writes T positions to `cache`.
-    pub(crate) fn forward(
-        &self,
-        x: &Tensor,
-        pass: &Pass,
-        cache: &mut LayerCache,
-    ) -> candle_core::Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let queries = self.by_heads(&self.q_proj.forward(x)?, self.heads)?;
-        let keys = self.by_heads(&self.k_proj.forward(x)?, self.kv_heads)?;
-        let values = self.by_heads(&self.v_proj.forward(x)?, self.kv_heads)?;
-        let (queries, keys) = match &self.qk_norm {
-            Some((q_norm, k_norm)) => (q_norm.forward(&queries)?, k_norm.forward(&keys)?),
-            None => (queries, keys),
-        };
-        let (queries, keys) = (pass.turns.apply(&queries)?, pass.turns.apply(&keys)?);
-        let (keys, values) = cache.append(&keys, &values, pass.position)?;
-        let heads = attend(&queries, &keys, &values, pass.mask.as_ref())?;
-        // (H, T, D) -> (T, H*D)
-        let joined = heads.transpose(0, 1)?.reshape((tokens, self.heads * self.head_dim))?;
-        self.o_proj.forward(&joined)
+    /// Norms and turns the keys, and writes keys and values, (T, K*D) each, to the blocks.
+    fn remember(&self, layer: usize, pass: &Pass<'_>, keys: &mut [f32], values: &[f32]) {
+        let (width, head_dim) = (self.kv_heads * self.head_dim, self.head_dim);
+        let keys = Scattered::new(keys);
+        pass.by_rows(self.kv_heads, 2 * pass.tokens() * head_dim, |heads| {
+            for (head, token) in heads.flat_map(|head| (0..pass.tokens()).map(move |token| (head, token))) {
+                let (part, position) = place(pass, token);
+                let start = token * width + head * head_dim;
+                let (block, at) = (part.blocks[position / BLOCK_TOKENS], Head { layer, head });
+                #[expect(unsafe_code, reason = "heads are worked on by several threads")]
+                // SAFETY: each head is one item of the region, so one thread alone touches its keys and its numbers
+                // in all blocks.
+                unsafe {
+                    let key = keys.part(start..start + head_dim);
+                    if let Some((_, k_norm)) = &self.qk_norm {
+                        k_norm.row(key);
+                    }
+                    pass.turns.apply(token, key);
+                    let value = &values[start..start + head_dim];
+                    pass.blocks.write(block, at, position % BLOCK_TOKENS, key, value);
+                }
+            }
+        });
     }
 
-    fn by_heads(&self, x: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
-        // (T, heads*D) -> (heads, T, D)
-        x.reshape((x.dim(0)?, heads, self.head_dim))?.transpose(0, 1)?.contiguous()
+    /// Takes the gates out of `queries`, (T, H, 2*D): every head's second half. What is left is (T, H*D).
+    fn part_gates(&self, queries: &mut [f32], gates: &mut [f32]) {
+        let head_dim = self.head_dim;
+        for (head, gate) in gates.chunks_exact_mut(head_dim).enumerate() {
+            let start = 2 * head * head_dim;
+            gate.copy_from_slice(&queries[start + head_dim..start + 2 * head_dim]);
+            queries.copy_within(start..start + head_dim, head * head_dim);
+        }
+    }
+
+    fn widths(&self) -> Widths {
+        Widths {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            keys: self.head_dim,
+            values: self.head_dim,
+            window: self.window,
+            scale: (self.head_dim as f32).sqrt().recip(),
+        }
     }
 }
 
-/// `softmax(q k^T / sqrt(D) + mask) v` (Vaswani et al. 2017, eq. 1), grouped.
-///
-/// `queries` are (H, T, D), `keys` and `values` (K, S, D), `mask` is (T, S); returns (H, T, D).
-fn attend(
-    queries: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
-    mask: Option<&Tensor>,
-) -> candle_core::Result<Tensor> {
-    let (heads, tokens, head_dim) = queries.dims3()?;
-    let (kv_heads, positions, _) = keys.dims3()?;
-    let rows = heads / kv_heads * tokens;
-    // (H, T, D) -> (K, G*T, D): the heads that share keys lie together, so their rows are one matrix.
-    let grouped = (queries * (head_dim as f64).powf(-0.5))?.reshape((kv_heads, rows, head_dim))?;
-    // (K, G*T, D) x (K, D, S) -> (K, G*T, S)
-    let scores = grouped.matmul(&keys.t()?)?;
-    let scores = match mask {
-        Some(mask) => scores
-            .reshape((heads, tokens, positions))?
-            .broadcast_add(mask)?
-            .reshape((kv_heads, rows, positions))?,
-        None => scores,
+/// What one attention is like.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Widths {
+    pub(super) heads: usize,
+    /// Divides `heads`.
+    pub(super) kv_heads: usize,
+    /// Numbers of a key and a query.
+    pub(super) keys: usize,
+    /// Numbers of a value. Where the blocks keep none, a value is the beginning of its key.
+    pub(super) values: usize,
+    /// How far back a token sees, itself included.
+    pub(super) window: usize,
+    /// What scores are multiplied with.
+    pub(super) scale: f32,
+}
+
+impl Widths {
+    /// Query heads that are worked on together: those of one key and value head, or a part of them where they are many.
+    fn group(&self) -> usize {
+        let group = self.heads / self.kv_heads;
+        (1..=group.min(ROWS)).rev().find(|part| group.is_multiple_of(*part)).unwrap_or(1)
+    }
+}
+
+/// Attends with the queries, (T, H * keys); writes (T, H * values). `ready` is done to each query of a token before.
+pub(super) fn attend(
+    pass: &Pass<'_>,
+    layer: usize,
+    widths: &Widths,
+    queries: &mut [f32],
+    out: &mut [f32],
+    ready: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    let group = widths.group();
+    let (groups, step) = (widths.heads / group, (ROWS / group).max(1));
+    // One item for some tokens of one part and one group of heads, so that they share what is read.
+    let runs = |number: usize| {
+        let (first, end) = (pass.starts[number], pass.starts[number + 1]);
+        (first..end).step_by(step).map(move |token| (number, token..end.min(token + step)))
     };
-    let weights = candle_nn::ops::softmax_last_dim(&scores)?;
-    // (K, G*T, S) x (K, S, D) -> (K, G*T, D) -> (H, T, D)
-    weights.matmul(values)?.reshape((heads, tokens, head_dim))
+    let items: Vec<(usize, Range<usize>)> = (0..pass.parts.len()).flat_map(runs).collect();
+    let (queries, out) = (Scattered::new(queries), Scattered::new(out));
+    pass.pool.run(items.len() * groups, 1, |numbers| {
+        for number in numbers {
+            // The last tokens see most, so they come first.
+            let (part, tokens) = &items[items.len() - 1 - number / groups];
+            let own = number % groups;
+            let span = |token: usize, width: usize| {
+                let start = (token * widths.heads + own * group) * width;
+                start..start + group * width
+            };
+            let both = |token: usize| (span(token, widths.keys), span(token, widths.values));
+            #[expect(unsafe_code, reason = "heads are written by several threads")]
+            // SAFETY: each token of each group of heads belongs to one item of the region.
+            let own_rows = tokens
+                .clone()
+                .map(both)
+                .map(|(keys, values)| unsafe { (queries.part(keys), out.part(values)) });
+            let head = own * group / (widths.heads / widths.kv_heads);
+            attend_group(pass, Head { layer, head }, widths, (*part, tokens.clone()), own_rows, &ready);
+        }
+    });
 }
 
-/// Which of the positions 0..first+tokens each of the tokens from `first` on sees: itself and those before it, and of
-/// them the last `window`. `None` when each sees all.
-pub(crate) fn causal_mask(
-    first: usize,
-    tokens: usize,
-    window: Option<usize>,
-    dtype: DType,
-    device: &Device,
-) -> candle_core::Result<Option<Tensor>> {
-    let positions = first + tokens;
-    let window = window.unwrap_or(positions);
-    if tokens == 1 && positions <= window {
-        return Ok(None);
+/// Attends with the heads of one group for some tokens of one part.
+fn attend_group<'a>(
+    pass: &Pass<'_>,
+    at: Head,
+    widths: &Widths,
+    (part, tokens): (usize, Range<usize>),
+    own: impl Iterator<Item = (&'a mut [f32], &'a mut [f32])>,
+    ready: impl Fn(usize, &mut [f32]),
+) {
+    thread_local!(static ROOM: RefCell<Room> = RefCell::default());
+    ROOM.with_borrow_mut(|room| {
+        let mut outs = Vec::with_capacity(tokens.len());
+        room.begin(widths);
+        let positions = tokens.clone().map(|token| place(pass, token).1);
+        for ((token, position), (queries, out)) in tokens.clone().zip(positions).zip(own) {
+            let first = (position + 1).saturating_sub(widths.window);
+            for query in queries.chunks_exact_mut(widths.keys) {
+                ready(token, query);
+                room.push(query, first..position + 1, widths.scale);
+            }
+            outs.push(out);
+        }
+        simd::run(Attend { room, pass, part: &pass.parts[part], at, widths });
+        for (out, found) in outs.into_iter().zip(room.results(widths.group() * widths.values)) {
+            out.copy_from_slice(found);
+        }
+    });
+}
+
+/// The part and the position of a pass's `token`th token.
+pub(super) fn place<'a>(pass: &'a Pass<'_>, token: usize) -> (&'a Part<'a>, usize) {
+    let number = pass.starts.partition_point(|start| *start <= token) - 1;
+    let part = &pass.parts[number];
+    (part, part.position + token - pass.starts[number])
+}
+
+/// A thread's own memory for the queries of an item, a row each.
+#[derive(Default)]
+struct Room {
+    /// (rows, D), times the scale of the scores.
+    queries: Vec<f32>,
+    /// (rows, D): averages of values so far, not yet divided.
+    sums: Vec<f32>,
+    /// By row: the positions that it sees, the largest score and the sum of weights so far.
+    rows: Vec<Row>,
+    /// (D, 32) and (32, D)
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+struct Row {
+    sees: Range<usize>,
+    largest: f32,
+    weight: f32,
+}
+
+impl Room {
+    fn begin(&mut self, widths: &Widths) {
+        self.queries.clear();
+        self.rows.clear();
+        sized(&mut self.keys, widths.keys * BLOCK_TOKENS);
+        sized(&mut self.values, widths.values * BLOCK_TOKENS);
     }
-    let sees = |at: usize, position: usize| position <= at && at - position < window;
-    let row = |at: usize| {
-        (0..positions).map(move |position| if sees(at, position) { 0.0 } else { f32::NEG_INFINITY })
-    };
-    let mask: Vec<f32> = (first..positions).flat_map(row).collect();
-    let mask = Tensor::from_vec(mask, (tokens, positions), &Device::Cpu)?;
-    Ok(Some(mask.to_dtype(dtype)?.to_device(device)?))
+
+    fn push(&mut self, query: &[f32], sees: Range<usize>, scale: f32) {
+        self.queries.extend(query.iter().map(|x| x * scale));
+        self.rows.push(Row { sees, largest: f32::NEG_INFINITY, weight: 0.0 });
+    }
+
+    /// What was found, `width` numbers at a time.
+    fn results(&self, width: usize) -> impl Iterator<Item = &[f32]> {
+        self.sums.chunks_exact(width)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
+/// `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017, eq. 1) for all rows of a room.
+struct Attend<'a> {
+    room: &'a mut Room,
+    pass: &'a Pass<'a>,
+    part: &'a Part<'a>,
+    at: Head,
+    widths: &'a Widths,
+}
 
-    use super::*;
+impl Kernel for Attend<'_> {
+    type Output = ();
 
-    /// The formula, in f64, one number at a time.
-    fn reference(
-        [q, k, v]: [&[f32]; 3],
-        [heads, kv_heads, first, tokens, dim]: [usize; 5],
-        window: usize,
-    ) -> Vec<f64> {
-        let positions = first + tokens;
-        let mut out = Vec::new();
-        for head in 0..heads {
-            let shared = head / (heads / kv_heads);
-            for token in 0..tokens {
-                let at = first + token;
-                let query = &q[(head * tokens + token) * dim..][..dim];
-                let seen = (at + 1).saturating_sub(window)..=at;
-                let row = |of: &[f32], position: usize| -> Vec<f64> {
-                    of[(shared * positions + position) * dim..][..dim].iter().map(|x| f64::from(*x)).collect()
-                };
-                let score = |position: usize| {
-                    let products = row(k, position).into_iter().zip(query).map(|(k, q)| k * f64::from(*q));
-                    (products.sum::<f64>() / (dim as f64).sqrt()).exp()
-                };
-                let total: f64 = seen.clone().map(score).sum();
-                for d in 0..dim {
-                    out.push(
-                        seen.clone().map(|position| score(position) / total * row(v, position)[d]).sum(),
-                    );
+    #[inline(always)]
+    fn run<M: MultiplyAdd>(self) {
+        let Self { room, pass, part, at, widths } = self;
+        let Room { queries, sums, rows, keys, values } = room;
+        let (keys, values) =
+            (sized(keys, widths.keys * BLOCK_TOKENS), sized(values, widths.values * BLOCK_TOKENS));
+        let sums = sized(sums, rows.len() * widths.values);
+        sums.fill(0.0);
+        let first = rows.iter().map(|row| row.sees.start).min().unwrap_or(0);
+        let end = rows.iter().map(|row| row.sees.end).max().unwrap_or(0);
+        for block in first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
+            #[expect(unsafe_code, reason = "several threads read a block")]
+            // SAFETY: the region before wrote all blocks of this layer, this one writes none.
+            unsafe {
+                if pass.blocks.keeps_values(at.layer) {
+                    pass.blocks.read(part.blocks[block], at, keys, values);
+                } else {
+                    pass.blocks.read(part.blocks[block], at, keys, &mut []);
+                    across(keys, values, widths.values);
+                }
+            }
+            let positions = block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS;
+            let all = queries.chunks_exact(widths.keys).zip(sums.chunks_exact_mut(widths.values));
+            for (row, (query, sums)) in rows.iter_mut().zip(all) {
+                let sees = row.sees.start.max(positions.start)..row.sees.end.min(positions.end);
+                if !sees.is_empty() {
+                    let sees = sees.start - positions.start..sees.end - positions.start;
+                    add_block::<M>(row, query, sums, keys, values, sees);
                 }
             }
         }
-        out
+        for (row, sums) in rows.iter().zip(sums.chunks_exact_mut(widths.values)) {
+            let share = row.weight.recip();
+            sums.iter_mut().for_each(|sum| *sum *= share);
+        }
+    }
+}
+
+/// The beginnings of keys, (D, 32), as values, (32, `width`).
+#[inline(always)]
+fn across(keys: &[f32], values: &mut [f32], width: usize) {
+    for (number, keys) in keys.chunks_exact(BLOCK_TOKENS).take(width).enumerate() {
+        for (position, key) in keys.iter().enumerate() {
+            values[position * width + number] = *key;
+        }
+    }
+}
+
+/// Adds the positions `sees` of a block to a row.
+#[inline(always)]
+fn add_block<M: MultiplyAdd>(
+    row: &mut Row,
+    query: &[f32],
+    sums: &mut [f32],
+    keys: &[f32],
+    values: &[f32],
+    sees: Range<usize>,
+) {
+    let mut weights = [0.0; BLOCK_TOKENS];
+    let (keys, _) = keys.as_chunks::<BLOCK_TOKENS>();
+    for (x, keys) in query.iter().zip(keys) {
+        for lane in 0..BLOCK_TOKENS {
+            weights[lane] = M::madd(*x, keys[lane], weights[lane]);
+        }
+    }
+    for (lane, weight) in weights.iter_mut().enumerate() {
+        if !sees.contains(&lane) {
+            *weight = f32::NEG_INFINITY;
+        }
+    }
+    let largest = halved(weights, f32::max).max(row.largest);
+    let kept = math::exp::<M>(row.largest - largest);
+    for weight in &mut weights {
+        *weight = math::exp::<M>(*weight - largest);
+    }
+    row.largest = largest;
+    row.weight = row.weight * kept + halved(weights, |x, y| x + y);
+    let head_dim = sums.len();
+    let (whole, rest) = sums.as_chunks_mut::<BLOCK_TOKENS>();
+    for (number, sums) in whole.iter_mut().enumerate() {
+        let mut own = sums.map(|sum| sum * kept);
+        for position in sees.clone() {
+            let start = position * head_dim + number * BLOCK_TOKENS;
+            let Some(values) = values[start..].first_chunk::<BLOCK_TOKENS>() else {
+                unreachable!("a row of values")
+            };
+            for lane in 0..BLOCK_TOKENS {
+                own[lane] = M::madd(weights[position], values[lane], own[lane]);
+            }
+        }
+        *sums = own;
+    }
+    let start = head_dim - rest.len();
+    for (lane, sum) in rest.iter_mut().enumerate() {
+        let add = |sum, position: usize| {
+            M::madd(weights[position], values[position * head_dim + start + lane], sum)
+        };
+        *sum = sees.clone().fold(*sum * kept, add);
+    }
+}
+
+/// All numbers joined, halves onto halves.
+#[inline(always)]
+fn halved(mut numbers: [f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = BLOCK_TOKENS / 2;
+    while half > 0 {
+        for lane in 0..half {
+            numbers[lane] = join(numbers[lane], numbers[lane + half]);
+        }
+        half /= 2;
+    }
+    numbers[0]
+}
+
+/// Rows of an item: as many as make reading a block worth while, and few enough for a thread's nearest cache.
+const ROWS: usize = 32;
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "one thread alone")]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::{BlockId, Wanted, blocks_for};
+    use crate::config::{RopeConfig, RopeScaling};
+    use crate::kernel::Numerics;
+    use crate::kv::{KvDtype, KvShape, LayerKv, PagedKv};
+    use crate::nn::rope::Rope;
+    use crate::pool::Pool;
+
+    fn number(seed: usize) -> f32 {
+        ((seed as f32) * 12.9898).sin() * 1.5
+    }
+
+    /// What a query finds among the positions that it sees, by the formula in f64.
+    fn expected(query: &[f32], keys: &[Vec<f32>], values: &[Vec<f32>], sees: Range<usize>) -> Vec<f64> {
+        let dot =
+            |key: &[f32]| query.iter().zip(key).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        let scale = (query.len() as f64).sqrt();
+        let weights: Vec<f64> = keys[sees.clone()].iter().map(|key| (dot(key) / scale).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let number = |lane: usize| {
+            let products = weights.iter().zip(&values[sees.clone()]);
+            products.map(|(weight, value)| weight * f64::from(value[lane])).sum::<f64>() / total
+        };
+        (0..values[0].len()).map(number).collect()
     }
 
     proptest! {
         #[test]
-        fn attention_agrees_with_its_formula_with_and_without_a_window(
-            kv_heads in 1usize..3,
-            group in 1usize..4,
-            first in 0usize..9,
-            tokens in 1usize..6,
-            window in proptest::option::of(1usize..8),
-            seed in proptest::collection::vec(-2.0f32..2.0, 6 * 15 * 4),
+        fn attention_agrees_with_its_formula(
+            head_dim in prop_oneof![Just(8_usize), Just(32), Just(64), Just(80)],
+            positions in 1_usize..120,
+            rows in prop::collection::vec((0_usize..120, 1_usize..130), 1..6),
+            seed in 0_usize..1000,
         ) {
-            let (heads, dim, positions) = (kv_heads * group, 4, first + tokens);
-            let take = |heads: usize, rows: usize, skip: usize| -> Vec<f32> {
-                seed.iter().cycle().skip(skip).take(heads * rows * dim).copied().collect()
+            let vector = |first: usize| (0..head_dim).map(|i| number(seed + 131 * first + i)).collect::<Vec<f32>>();
+            let keys: Vec<_> = (0..positions).map(|position| vector(2 * position)).collect();
+            let values: Vec<_> = (0..positions).map(|position| vector(2 * position + 1)).collect();
+            let mut blocks: Vec<_> = (0..).map(BlockId).take(blocks_for(positions)).collect();
+            blocks.reverse();
+            let tokens = vec![0; positions];
+            let part = Part { tokens: &tokens, position: 0, blocks: &blocks, slot: 0, logits: Wanted::None };
+            let layers = vec![LayerKv::Positions { heads: 1, keys: head_dim, values: head_dim }];
+            let mut kv = PagedKv::new(KvShape { layers, dtype: KvDtype::F32 }, 1);
+            kv.admit(&[part]).unwrap();
+            let (pool, at) = (Pool::of(NonZeroUsize::MIN), Head { layer: 0, head: 0 });
+            let rope = Rope::new(&RopeConfig { theta: 1e4, scaling: RopeScaling::None }, head_dim);
+            let pass = Pass {
+                pool: &pool,
+                numerics: Numerics::F32,
+                parts: &[part],
+                starts: vec![0, positions],
+                turns: rope.turns(&[]),
+                blocks: kv.view(),
             };
-            let (q, k, v) = (take(heads, tokens, 0), take(kv_heads, positions, 77), take(kv_heads, positions, 191));
-            let tensor = |data: &Vec<f32>, heads, rows| {
-                Tensor::from_vec(data.clone(), (heads, rows, dim), &Device::Cpu).unwrap()
-            };
-            let mask = causal_mask(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
-            let found = attend(
-                &tensor(&q, heads, tokens),
-                &tensor(&k, kv_heads, positions),
-                &tensor(&v, kv_heads, positions),
-                mask.as_ref(),
-            );
-            let shape = [heads, kv_heads, first, tokens, dim];
-            let expected = reference([&q, &k, &v], shape, window.unwrap_or(usize::MAX));
-            let found = found.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            prop_assert_eq!(found.len(), expected.len());
-            for (found, expected) in found.into_iter().zip(expected) {
-                prop_assert!((f64::from(found) - expected).abs() < 1e-5);
+            for (position, (key, value)) in keys.iter().zip(&values).enumerate() {
+                let block = blocks[position / BLOCK_TOKENS];
+                // SAFETY: one thread.
+                unsafe { pass.blocks.write(block, at, position % BLOCK_TOKENS, key, value) };
+            }
+            let mut room = Room::default();
+            let scale = (head_dim as f32).sqrt().recip();
+            let widths =
+                Widths { heads: 1, kv_heads: 1, keys: head_dim, values: head_dim, window: usize::MAX, scale };
+            room.begin(&widths);
+            let rows: Vec<_> = rows.into_iter().enumerate().map(|(row, (last, window))| {
+                let end = last.min(positions - 1) + 1;
+                (vector(5000 + row), end.saturating_sub(window)..end)
+            }).collect();
+            for (query, sees) in &rows {
+                room.push(query, sees.clone(), scale);
+            }
+            simd::run(Attend { room: &mut room, pass: &pass, part: &part, at, widths: &widths });
+            for ((query, sees), found) in rows.into_iter().zip(room.results(head_dim)) {
+                let expected = expected(&query, &keys, &values, sees);
+                for (found, expected) in found.iter().zip(expected) {
+                    prop_assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} for {expected}");
+                }
             }
         }
-    }
-
-    #[test]
-    fn one_token_that_sees_all_needs_no_mask() {
-        let mask =
-            |first, tokens, window| causal_mask(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
-        assert!(mask(7, 1, None).is_none());
-        assert!(mask(7, 1, Some(8)).is_none());
-        assert!(mask(7, 1, Some(7)).is_some());
-        assert!(mask(0, 2, None).is_some());
     }
 }

@@ -1,9 +1,8 @@
 //! The gated MLP (SwiGLU; Shazeer 2020).
 
-use candle_core::Tensor;
-
+use super::linear::{self, Bias, Into, Linear};
+use super::{Pass, Workspace, sized};
 use crate::error::InferError;
-use crate::quant::{Bias, Linear};
 use crate::scope::Scope;
 
 /// `down(silu(gate(x)) * up(x))`.
@@ -14,14 +13,12 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// Loads the MLP at this place.
+    /// Loads the MLP at this place, `inner` wide inside.
     ///
     /// # Errors
     /// Those of [`Linear::load`].
-    pub(crate) fn load(at: &Scope<'_>) -> Result<Self, InferError> {
-        let config = at.config();
-        let (width, inner, bias) =
-            (config.hidden_size, config.intermediate_size, Bias::when(config.mlp_bias));
+    pub(crate) fn load(at: &Scope<'_>, inner: usize) -> Result<Self, InferError> {
+        let (width, bias) = (at.config().hidden_size, Bias::when(at.config().mlp_bias));
         Ok(Self {
             gate_proj: Linear::load(&at.enter("gate_proj"), inner, width, bias)?,
             up_proj: Linear::load(&at.enter("up_proj"), inner, width, bias)?,
@@ -29,9 +26,31 @@ impl Mlp {
         })
     }
 
-    /// `x` is (T, E); returns (T, E).
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let gate = self.gate_proj.forward(x)?.silu()?;
-        self.down_proj.forward(&(gate * self.up_proj.forward(x)?)?)
+    /// Adds the MLP of `space.normed`, (T, E), to `x`, (T, E).
+    pub(crate) fn add_to(&self, x: &mut [f32], pass: &Pass<'_>, space: &mut Workspace) {
+        self.add_scaled_to(x, None, pass, space);
+    }
+
+    /// [`Self::add_to`], each token's times its one of `scales`, (T).
+    pub(crate) fn add_scaled_to(
+        &self,
+        x: &mut [f32],
+        scales: Option<&[f32]>,
+        pass: &Pass<'_>,
+        space: &mut Workspace,
+    ) {
+        let width = self.gate_proj.outputs();
+        let inner = sized(&mut space.inner, pass.tokens() * width);
+        let pair = [&self.gate_proj, &self.up_proj];
+        linear::prepare(pass, &space.normed[..x.len()], &pair, &mut space.inputs).gated(pass, inner);
+        // The product that follows is linear, so its inputs may be scaled for its outputs.
+        for (row, scale) in inner.chunks_exact_mut(width).zip(scales.into_iter().flatten()) {
+            row.iter_mut().for_each(|x| *x *= scale);
+        }
+        linear::prepare(pass, inner, &[&self.down_proj], &mut space.inputs).project(
+            pass,
+            Into::Add,
+            &mut [x],
+        );
     }
 }

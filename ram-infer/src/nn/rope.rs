@@ -1,74 +1,71 @@
 //! Rotary position encoding (Su et al. 2021) over the halves of a head, as Llama and its kin have it.
 //!
-//! Pair i of a head is its numbers i and i + D/2. At position p it is turned by the angle p * f(i), where
-//! f(i) = theta^(-2i/D), stretched for long contexts as config.json says.
+//! Pair i of a head is its numbers i and i + R/2, where R numbers of the D are turned. At position p it is turned by
+//! the angle p * f(i), where f(i) = theta^(-2i/R), stretched for long contexts as config.json says.
 
-use std::f64::consts::TAU;
-
-use candle_core::{DType, Device, Tensor};
-
-use crate::config::{RopeConfig, RopeScaling};
+use crate::batch::Part;
+use crate::config::RopeConfig;
 
 /// The angles by which one position turns each pair of a head.
 pub(crate) struct Rope {
-    /// (D/2)
+    /// (R/2)
     frequencies: Vec<f64>,
+    /// What the turned numbers are multiplied with.
+    magnitude: f64,
 }
 
-/// Cosines and sines of a run of positions, (T, D/2) each.
+/// Cosines and sines of the tokens of a pass, (T, R/2) each.
 pub(crate) struct Turns {
-    cos: Tensor,
-    sin: Tensor,
+    pairs: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
 }
 
 impl Rope {
-    /// The encoding of heads of `head_dim` numbers.
-    pub(crate) fn new(config: &RopeConfig, head_dim: usize) -> Self {
-        let exponent = |pair: usize| 2.0 * pair as f64 / head_dim as f64;
-        let frequency = |pair| stretched(config.theta.powf(-exponent(pair)), config.scaling);
-        Self { frequencies: (0..head_dim / 2).map(frequency).collect() }
+    /// The encoding that turns `width` numbers of each head.
+    pub(crate) fn new(config: &RopeConfig, width: usize) -> Self {
+        Self { frequencies: config.frequencies(width), magnitude: config.magnitude() }
     }
 
-    /// What turns the `tokens` positions from `first` on.
+    /// (R/2)
+    pub(crate) fn frequencies(&self) -> &[f64] {
+        &self.frequencies
+    }
+
+    /// What the turned numbers are multiplied with.
+    pub(crate) const fn magnitude(&self) -> f64 {
+        self.magnitude
+    }
+
+    /// What turns the tokens of these parts.
     #[expect(clippy::cast_possible_truncation, reason = "rounds a cosine")]
-    pub(crate) fn turns(
-        &self,
-        first: usize,
-        tokens: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Turns> {
+    pub(crate) fn turns(&self, parts: &[Part<'_>]) -> Turns {
         // In f64, for at position 100 000 an angle in f32 is off by a hundredth.
-        let angle =
-            |position: usize| self.frequencies.iter().map(move |frequency| position as f64 * frequency);
-        let angles: Vec<f64> = (first..first + tokens).flat_map(angle).collect();
-        let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = angles.iter().map(|angle| of(*angle) as f32).collect();
-            Tensor::from_vec(values, (tokens, self.frequencies.len()), &Device::Cpu)?
-                .to_dtype(dtype)?
-                .to_device(device)
-        };
-        Ok(Turns { cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let positions = parts.iter().flat_map(|part| part.position..part.position + part.tokens.len());
+        let angles = positions.flat_map(|position| self.frequencies.iter().map(move |f| position as f64 * f));
+        let grown = |number: f64| (number * self.magnitude) as f32;
+        let (sin, cos) = angles.map(f64::sin_cos).map(|(sin, cos)| (grown(sin), grown(cos))).unzip();
+        Turns { pairs: self.frequencies.len(), cos, sin }
     }
 }
 
 impl Turns {
-    /// Turns every head of `x`, (heads, T, D); returns the same shape.
-    pub(crate) fn apply(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?.squeeze(0)
+    /// Turns the head `x`, (D), of a pass's `token`th token.
+    pub(crate) fn apply(&self, token: usize, x: &mut [f32]) {
+        let range = token * self.pairs..(token + 1) * self.pairs;
+        let (lower, upper) = x.split_at_mut(self.pairs);
+        let turns = self.cos[range.clone()].iter().zip(&self.sin[range]);
+        for ((a, b), (cos, sin)) in lower.iter_mut().zip(upper).zip(turns) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+        }
     }
-}
 
-/// A frequency after the stretching of its wavelength.
-fn stretched(frequency: f64, scaling: RopeScaling) -> f64 {
-    match scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-            // How often the wave fits the first training's context.
-            let waves = original_context * frequency / TAU;
-            let smooth = ((waves - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
-            frequency * ((1.0 - smooth) / factor + smooth)
+    /// Turns `x`, (R), of a pass's `token`th token, where pair i is the numbers 2i and 2i + 1, as DeepSeek has it.
+    pub(crate) fn apply_to_pairs(&self, token: usize, x: &mut [f32]) {
+        let range = token * self.pairs..(token + 1) * self.pairs;
+        let turns = self.cos[range.clone()].iter().zip(&self.sin[range]);
+        for ([a, b], (cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(turns) {
+            (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
         }
     }
 }
@@ -78,6 +75,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::batch::Wanted;
+    use crate::config::RopeScaling;
 
     const LLAMA_3_2: RopeConfig = RopeConfig {
         theta: 500_000.0,
@@ -89,52 +88,35 @@ mod tests {
         },
     };
 
-    #[test]
-    fn long_waves_are_stretched_short_ones_are_not_and_all_stay_in_order() {
-        let plain = Rope::new(&RopeConfig { scaling: RopeScaling::None, ..LLAMA_3_2 }, 64).frequencies;
-        let found = Rope::new(&LLAMA_3_2, 64).frequencies;
-        assert!(found.is_sorted_by(|a, b| a > b));
-        for (plain, found) in plain.iter().zip(&found) {
-            let wavelength = TAU / plain;
-            let stretch = plain / found;
-            if wavelength > 8192.0 {
-                assert!((stretch - 32.0).abs() < 1e-9);
-            } else if wavelength < 2048.0 {
-                assert!((stretch - 1.0).abs() < 1e-9);
-            } else {
-                assert!((1.0..=32.0).contains(&stretch));
-            }
-        }
+    fn turned(config: &RopeConfig, position: usize, x: &[f32]) -> Vec<f32> {
+        let part = Part { tokens: &[0], position, blocks: &[], slot: 0, logits: Wanted::None };
+        let mut x = x.to_vec();
+        Rope::new(config, x.len()).turns(&[part]).apply(0, &mut x);
+        x
     }
 
     #[test]
     fn linear_scaling_divides_positions() {
         let scaled = RopeConfig { theta: 1e4, scaling: RopeScaling::Linear { factor: 4.0 } };
         let plain = RopeConfig { theta: 1e4, scaling: RopeScaling::None };
-        let turns =
-            |config, position| Rope::new(config, 8).turns(position, 1, DType::F32, &Device::Cpu).unwrap();
-        let cos = |turns: Turns| turns.cos.to_vec2::<f32>().unwrap();
-        assert_eq!(cos(turns(&scaled, 12)), cos(turns(&plain, 3)));
+        let x = [1.0, -2.0, 0.5, 3.0];
+        assert_eq!(turned(&scaled, 12, &x), turned(&plain, 3, &x));
     }
 
     proptest! {
         #[test]
         fn a_turn_agrees_with_its_formula(
-            first in 0usize..100_000,
-            x in proptest::collection::vec(-3.0f32..3.0, 2 * 3 * 8),
+            position in 0usize..100_000,
+            x in proptest::collection::vec(-3.0f32..3.0, 8),
         ) {
             let rope = Rope::new(&LLAMA_3_2, 8);
-            let turns = rope.turns(first, 3, DType::F32, &Device::Cpu).unwrap();
-            let found = turns.apply(&Tensor::from_vec(x.clone(), (2, 3, 8), &Device::Cpu).unwrap()).unwrap();
-            let found = found.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-            for (row, (x, y)) in x.chunks_exact(8).zip(found.chunks_exact(8)).enumerate() {
-                for pair in 0..4 {
-                    let angle = (first + row % 3) as f64 * rope.frequencies[pair];
-                    let (a, b) = (f64::from(x[pair]), f64::from(x[pair + 4]));
-                    let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
-                    for (found, expected) in [y[pair], y[pair + 4]].into_iter().zip(expected) {
-                        prop_assert!((f64::from(found) - expected).abs() < 1e-5);
-                    }
+            let found = turned(&LLAMA_3_2, position, &x);
+            for pair in 0..4 {
+                let angle = position as f64 * rope.frequencies[pair];
+                let (a, b) = (f64::from(x[pair]), f64::from(x[pair + 4]));
+                let expected = [a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()];
+                for (found, expected) in [found[pair], found[pair + 4]].into_iter().zip(expected) {
+                    prop_assert!((f64::from(found) - expected).abs() < 1e-5);
                 }
             }
         }

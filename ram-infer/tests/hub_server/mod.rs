@@ -46,6 +46,10 @@ pub(crate) enum Fault {
     StallAfter(usize),
     /// The content with its last byte changed.
     Damage,
+    /// The bytes behind those that were asked for, and a header that admits it.
+    ShiftRange,
+    /// A body that ends this many bytes early, and says that this is its length.
+    Shorten(usize),
     /// Nothing, and the connection stays open.
     Silence,
 }
@@ -145,22 +149,28 @@ impl State {
         if matches!(fault, Some(Fault::Damage)) {
             *bytes.last_mut().unwrap() ^= 1;
         }
-        let start = seen
-            .range
-            .as_deref()
-            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-        let (status, body) = match start {
-            Some(start) if !matches!(fault, Some(Fault::IgnoreRange)) => match bytes.get(start..) {
-                Some(rest) if !rest.is_empty() => {
-                    headers.push((
-                        "content-range",
-                        format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
-                    ));
-                    (206, rest)
+        let asked = seen.range.as_deref().and_then(|range| {
+            let (start, last) = range.strip_prefix("bytes=")?.split_once('-')?;
+            let end = last.parse::<usize>().map_or(bytes.len(), |last| bytes.len().min(last + 1));
+            Some((start.parse::<usize>().ok()?, end))
+        });
+        let shift = usize::from(matches!(fault, Some(Fault::ShiftRange)));
+        let (status, body) = match asked {
+            Some((start, end)) if !matches!(fault, Some(Fault::IgnoreRange)) => {
+                match bytes.get(start + shift..end + shift) {
+                    Some(part) if !part.is_empty() => {
+                        let (first, last) = (start + shift, end + shift - 1);
+                        headers.push(("content-range", format!("bytes {first}-{last}/{}", bytes.len())));
+                        (206, part)
+                    }
+                    _ => (416, &bytes[..0]),
                 }
-                _ => (416, &bytes[..0]),
-            },
+            }
             _ => (200, &bytes[..]),
+        };
+        let body = match fault {
+            Some(Fault::Shorten(by)) => &body[..body.len().saturating_sub(*by)],
+            _ => body,
         };
         match fault {
             Some(Fault::CutAfter(length) | Fault::StallAfter(length)) => {

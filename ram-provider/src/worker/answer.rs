@@ -89,7 +89,7 @@ impl Answer {
                 return Some(Step::End(self.splitter.end(outcome)));
             }
             match self.generation.next().await {
-                Some(Event::Started { prompt }) => {
+                Some(Event::Started { prompt, .. }) => {
                     self.pace.started(prompt);
                     return Some(Step::Started { prompt });
                 }

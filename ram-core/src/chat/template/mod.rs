@@ -5,13 +5,18 @@
 //! with `trim_blocks`, `lstrip_blocks`, loop controls, `raise_exception`, Python's methods on strings and
 //! dictionaries, and a `tojson` that writes what Python's `json.dumps` writes.
 //!
-//! Start at [`ChatTemplate::render`]. Known gaps against Jinja2: `'%s' % x`, the exponents of floats printed inside a
-//! list, and `{% generation %}` masks (the tags are read and do nothing).
+//! Start at [`ChatTemplate::render`]. Known gaps against Jinja2, of which no family's template makes use:
+//! - the filters `truncate`, `wordwrap`, `striptags`, `urlencode`, `xmlattr`, `filesizeformat` and `random`, and the
+//!   globals `cycler`, `joiner` and `lipsum`;
+//! - `varargs` and `kwargs` of a macro, `{!r}` in `str.format`, `\N{…}` in a literal, `autoescape` blocks;
+//! - the condition of a loop (`for … if …`), which is asked of all items before the first is taken;
+//! - an order between values of different kinds, which Python refuses;
+//! - the `str` of views and ranges, which print as lists; masks of `{% generation %}` blocks, whose tags do nothing.
 //!
-//! The budget bounds time and output. It does not bound what the renderer builds up inside itself: a template written
-//! to harm can still exhaust memory (a string doubled forty times) or the stack (a value nested, or an expression
-//! chained, tens of thousands deep). Whoever loads a model's weights trusts its template that far; users cannot reach
-//! it, for their words are values and never source.
+//! The budget bounds time, output, and the bytes of the texts and lists that operators, filters, methods and captured
+//! blocks build along the way ([`BUILT_BYTES_MAX`]). Slices of a long text are not counted, nor is the stack that a
+//! deeply nested value takes to be compared: whoever loads a model's weights trusts its template that far. Users cannot
+//! reach it, for their words are values and never source.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +33,15 @@ use super::calls::Format;
 use super::tools::{Tool, ToolCall};
 use crate::units::Timestamp;
 
-mod python;
+mod budget;
+mod date;
+mod filters;
+mod format;
+mod json;
+mod methods;
+mod operators;
+mod source;
+mod text;
 
 /// Longest source of a template, in bytes: the longest in use (with tools and images) are near 20 KiB.
 pub const SOURCE_BYTES_MAX: usize = 256 << 10;
@@ -36,6 +49,9 @@ pub const SOURCE_BYTES_MAX: usize = 256 << 10;
 pub const PROMPT_BYTES_MAX: usize = 8 << 20;
 /// Instructions of one rendering: some 100 a message are usual, so this reads conversations of 20,000 messages.
 pub const FUEL: u64 = 2_000_000;
+/// All that one rendering may build along the way, in bytes: 32 times the longest prompt. Most templates copy a message
+/// four or five times.
+pub const BUILT_BYTES_MAX: usize = 256 << 20;
 /// Deepest nesting of macros and blocks: templates that print a JSON schema recurse to its depth.
 pub const RECURSION_MAX: usize = 64;
 /// Longest message of `raise_exception` that is passed on, in characters.
@@ -72,6 +88,9 @@ pub enum TemplateError {
     /// The template took more than [`FUEL`] instructions.
     #[error("the chat template took more than {FUEL} instructions")]
     OutOfFuel,
+    /// The template built more than [`BUILT_BYTES_MAX`] bytes of values, or one longer than any prompt.
+    #[error("the chat template built more than {BUILT_BYTES_MAX} bytes")]
+    OutOfMemory,
     /// There are functions to call, and the template has no place for them.
     #[error("the chat template has no place for functions to call")]
     ToolsUnsupported,
@@ -132,7 +151,7 @@ pub fn is_reserved(name: &str) -> bool {
         "loop",
         "self",
     ];
-    NAMES.contains(&name) || name.ends_with("_token")
+    NAMES.contains(&name) || name.ends_with("_token") || name.starts_with("__")
 }
 
 /// A parsed chat template. Cheap to clone and shared freely between threads.
@@ -156,11 +175,13 @@ impl ChatTemplate {
         if source.len() > SOURCE_BYTES_MAX {
             return Err(TemplateError::SourceTooLong(source.len()));
         }
-        let source = plain_blocks(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let source = source::plain_lines(source);
         let mut environment = environment();
-        environment.add_template_owned(NAME, source.clone()).map_err(|error| TemplateError::Syntax {
-            line: error.line().unwrap_or(1),
-            reason: error.detail().unwrap_or("syntax error").chars().take(REFUSAL_CHARS_MAX).collect(),
+        environment.add_template_owned(NAME, source::rewrite(&source)).map_err(|error| {
+            TemplateError::Syntax {
+                line: error.line().unwrap_or(1),
+                reason: error.detail().unwrap_or("syntax error").chars().take(REFUSAL_CHARS_MAX).collect(),
+            }
         })?;
         let template = environment.get_template(NAME);
         let supports_tools = template.is_ok_and(|it| it.undeclared_variables(false).contains("tools"));
@@ -211,9 +232,33 @@ impl ChatTemplate {
         options: &TemplateOptions,
         arguments: Arguments,
     ) -> Result<String, TemplateError> {
+        self.render_value(self.variables(messages, options, arguments))
+    }
+
+    /// What the template makes of these variables and no others: a conversation and its options in a caller's own
+    /// words, for comparison with another renderer. The special tokens are not added.
+    ///
+    /// `today` is the instant of `strftime_now`, as in [`TemplateOptions::today`].
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_variables(
+        &self,
+        variables: &Map<String, serde_json::Value>,
+        today: Option<Timestamp>,
+    ) -> Result<String, TemplateError> {
+        let named = variables.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value))));
+        let mut variables: BTreeMap<&str, Value> = named.collect();
+        if let Some(today) = today {
+            variables.insert("strftime_now", strftime_now(today));
+        }
+        self.render_value(Value::from_pairs(variables))
+    }
+
+    fn render_value(&self, variables: Value) -> Result<String, TemplateError> {
         let template = self.0.environment.get_template(NAME).map_err(|error| self.blame(&error))?;
         let mut prompt = Bounded::default();
-        let rendered = template.render_captured_to(self.variables(messages, options, arguments), &mut prompt);
+        let rendered = template.render_captured_to(variables, &mut prompt);
         if prompt.overrun {
             return Err(TemplateError::PromptTooLong);
         }
@@ -239,8 +284,7 @@ impl ChatTemplate {
             variables.insert(name, Value::from(token));
         }
         if let Some(today) = options.today {
-            let strftime = move |format: &str| python::strftime(today, format);
-            variables.insert("strftime_now", Value::from_function(strftime));
+            variables.insert("strftime_now", strftime_now(today));
         }
         let turn = |message| turn(message, arguments, self.0.takes_no_content);
         let turns: Vec<serde_json::Value> = messages.iter().map(turn).collect();
@@ -251,10 +295,13 @@ impl ChatTemplate {
 
     /// Whose fault an error of the renderer is. Its detail may quote the conversation, so only its kind is kept.
     fn blame(&self, error: &minijinja::Error) -> TemplateError {
-        let mut causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-        if let Some(Refusal(message)) = causes.find_map(|cause| cause.downcast_ref()) {
+        let causes = || std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+        if let Some(Refusal(message)) = causes().find_map(|cause| cause.downcast_ref()) {
             let from_source = self.0.source.contains(message.as_str()).then(|| message.clone());
             return TemplateError::Refused(from_source);
+        }
+        if causes().any(|cause| cause.is::<budget::Spent>()) {
+            return TemplateError::OutOfMemory;
         }
         match error.kind() {
             ErrorKind::OutOfFuel => TemplateError::OutOfFuel,
@@ -334,13 +381,15 @@ fn environment() -> Environment<'static> {
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(RECURSION_MAX);
-    environment.set_unknown_method_callback(python::method);
-    environment.set_formatter(python::print);
-    environment.add_filter("tojson", python::to_json);
-    // As in Jinja2, where nothing is to be had of none; undefined and texts can be run through.
-    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    operators::define(&mut environment);
+    filters::define(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment
+}
+
+/// `strftime_now(format)`: writes this instant.
+fn strftime_now(today: Timestamp) -> Value {
+    Value::from_function(move |format: &str| date::strftime(today, format))
 }
 
 /// `raise_exception(message)`: ends the rendering, the conversation being at fault.
@@ -353,30 +402,6 @@ fn raise_exception(message: &str, _: Rest<Value>, _: Kwargs) -> Result<Value, mi
 #[derive(Debug, thiserror::Error)]
 #[error("refused")]
 struct Refusal(String);
-
-/// Reads `{% generation %} … {% endgeneration %}`, an extension of transformers that marks the assistant's words for
-/// training, as `{% if true %} … {% endif %}`: the same white space, the same text.
-fn plain_blocks(source: &str) -> String {
-    let mut plain = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        plain.push_str(before);
-        let name = tag.trim_start_matches(['-', '+']).trim_start();
-        let word = ["endgeneration", "generation"].into_iter().find(|word| {
-            let end = name.strip_prefix(word).map(|after| after.trim_start().trim_start_matches(['-', '+']));
-            end.is_some_and(|end| end.starts_with("%}"))
-        });
-        if let Some(word) = word {
-            plain.push_str(&tag[..tag.len() - name.len()]);
-            plain.push_str(if word == "generation" { "if true" } else { "endif" });
-            rest = &name[word.len()..];
-        } else {
-            rest = tag;
-        }
-    }
-    plain + rest
-}
 
 /// A writer that takes [`PROMPT_BYTES_MAX`] bytes and no more.
 #[derive(Default)]
@@ -431,6 +456,45 @@ mod tests {
     }
 
     #[test]
+    fn what_is_built_along_the_way_has_an_end() {
+        let doubled = |step: &str| {
+            let list = if step.contains("ns.l") { "[1] * 99999" } else { "[]" };
+            let start = format!("{{% set ns = namespace(s='x' * 4000000, short='x' * 4000, l={list}) %}}");
+            format!("{start}{{% for i in range(40) %}}{step}{{% endfor %}}")
+        };
+        for step in [
+            "{% set ns.s = ns.s + ns.s %}",
+            "{% set ns.s = ns.s ~ ns.s %}",
+            "{% set ns.s = ns.s * 9 %}",
+            "{% set ns.s = '%s%s' % (ns.s, ns.s) %}",
+            "{% set ns.s = [ns.s, ns.s] | join %}",
+            "{% set ns.s = ns.s.join(['', '', '']) ~ ns.s %}",
+            "{% set ns.short = ns.short | replace('x', ns.short) %}",
+            "{% set ns.short = ns.short.replace('', ns.short) %}",
+            "{% set ns.s = ns.s.center(ns.s | length * 2) %}",
+            "{% set ns.s = '{}{}'.format(ns.s, ns.s) %}",
+            "{% set s %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = s %}",
+            "{% set ns.l = ns.l + ns.l %}",
+            "{% set ns.l = ns.l * 9 %}",
+            "{% set ns.s = [ns.s, ns.s] | string %}",
+            "{% set ns.s = [ns.s, ns.s] | tojson %}",
+            "{% set ns.s = 'x' | indent(99999999, true) %}",
+            "{% set ns.l = [1] | batch(99999999, 1) | list %}",
+            "{% set ns.l = [ns.l, 'x' * 8000000] %}",
+        ] {
+            assert_eq!(render(&doubled(step), &[]), Err(TemplateError::OutOfMemory), "{step}");
+        }
+    }
+
+    #[test]
+    fn a_long_conversation_is_within_the_budget() {
+        let source = "{% for message in messages %}{{ '<|' + message.role + '|>' + message.content | trim + '</>' }}{% endfor %}";
+        let messages: Vec<ChatMessage> =
+            (0..2000).map(|_| ChatMessage::new(Role::User, "x".repeat(1000).as_str())).collect();
+        assert!(render(source, &messages).unwrap().len() > 2_000_000);
+    }
+
+    #[test]
     fn a_prompt_has_an_end() {
         let long = format!("{{% for i in range(90000) %}}{}{{% endfor %}}", "x".repeat(100));
         assert_eq!(render(&long, &[]), Err(TemplateError::PromptTooLong));
@@ -479,7 +543,7 @@ mod tests {
                 "refuses the conversation",
             ),
             (render("\n{{ messages[0].content + 1 }}", &talk()), "the chat template fails in line 2"),
-            (render("{{ messages[0].content | int }}", &talk()), "the chat template fails in line 1"),
+            (render("{{ messages[0].content | abs }}", &talk()), "the chat template fails in line 1"),
             (
                 render("{{ messages[0].content.fly() }}", &talk()),
                 "the chat template fails in line 1: unknown method",
@@ -602,8 +666,8 @@ mod tests {
 
         #[test]
         fn a_date_is_written_for_any_instant(millis: u64, format: String) {
-            let _ = python::strftime(Timestamp::from_millis(millis), &format);
-            let year = python::strftime(Timestamp::from_millis(millis), "%Y");
+            let _ = date::strftime(Timestamp::from_millis(millis), &format);
+            let year = date::strftime(Timestamp::from_millis(millis), "%Y");
             prop_assert!(year.parse::<u64>().unwrap() >= 1970);
         }
     }

@@ -1,0 +1,515 @@
+//! The kernels: 16 rows of packed weights times some tokens, over all columns.
+//!
+//! For each group of columns the products are summed up alone, then added to the 16 sums of a token, times the scales:
+//! `sum += scale * group`, `sum += bias * (sum of the inputs)`. A token's sums are made in this order whichever tokens
+//! stand beside it. Where weights and inputs of many tokens would not stay in the nearest cache, the columns are done
+//! in stretches; the sums wait in `out` meanwhile, which changes no bit of them.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "lanes of several arrays side by side, unrolled by the compiler"
+)]
+#![expect(unsafe_code, reason = "kernels read packed weights through pointers")]
+#![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::codes::{Bits, Codes, Columns, E2m1, E4m3, Pairs, PlainBf16, PlainF16, PlainF32};
+use super::floats::Float;
+use super::inputs::{Form, Inputs, WIDTH_MAX};
+use super::isa::{DotKernel, Dots, Isa, Kernel};
+use super::layout::{Kind, Layout, ROWS};
+
+/// Does something for each of the first quads of 8, whose number is a constant within.
+macro_rules! stretch {
+    ($count:expr, $quad:ident => $do:expr) => {{
+        stretch!(@ $count, $quad => $do, 0 1 2 3 4 5 6 7);
+    }};
+    (@ $count:expr, $quad:ident => $do:expr, $($number:literal)*) => {$(
+        if $number < $count {
+            const $quad: usize = $number;
+            $do;
+        }
+    )*};
+}
+
+/// A product of 16 rows with some tokens.
+pub(super) struct Product<'a> {
+    /// The 16 rows, `layout.row_tile_bytes()`.
+    pub(super) rows: &'a [u8],
+    pub(super) layout: &'a Layout,
+    /// What all scales are multiplied with.
+    pub(super) factor: f32,
+    /// Inputs for this layout.
+    pub(super) inputs: &'a Inputs,
+    pub(super) tokens: Range<usize>,
+    /// (tokens, 16).
+    pub(super) out: &'a mut [f32],
+}
+
+impl Product<'_> {
+    /// Writes `out`.
+    ///
+    /// # Panics
+    /// When the parts do not fit each other.
+    pub(super) fn run(self) {
+        let (layout, shape) = (self.layout, self.inputs.shape);
+        assert_eq!(self.rows.len(), layout.row_tile_bytes(), "16 packed rows");
+        assert!(
+            (shape.cols, shape.group) == (layout.groups * layout.group, layout.group)
+                && self.inputs.kind == Some(layout.kind),
+            "inputs made for this format"
+        );
+        assert!(self.tokens.end <= shape.tokens, "tokens among the inputs");
+        assert_eq!(self.out.len(), self.tokens.len() * ROWS, "16 results for each token");
+        match (layout.kind, shape.form) {
+            (Kind::Bits2, Form::Integers) => self.integers::<Bits<2>>(),
+            (Kind::Bits3, Form::Integers) => self.integers::<Bits<3>>(),
+            (Kind::Bits4, Form::Integers) => self.integers::<Bits<4>>(),
+            (Kind::Bits5, Form::Integers) => self.integers::<Bits<5>>(),
+            (Kind::Bits6, Form::Integers) => self.integers::<Bits<6>>(),
+            (Kind::Bits8, Form::Integers) => self.integers::<Bits<8>>(),
+            (Kind::E2m1, Form::Integers) => self.integers::<E2m1>(),
+            (Kind::Bits2, Form::Pairs) => self.pairs::<Bits<2>>(),
+            (Kind::Bits3, Form::Pairs) => self.pairs::<Bits<3>>(),
+            (Kind::Bits4, Form::Pairs) => self.pairs::<Bits<4>>(),
+            (Kind::Bits5, Form::Pairs) => self.pairs::<Bits<5>>(),
+            (Kind::Bits6, Form::Pairs) => self.pairs::<Bits<6>>(),
+            (Kind::Bits8, Form::Pairs) => self.pairs::<Bits<8>>(),
+            (Kind::E2m1, Form::Pairs) => self.pairs::<E2m1>(),
+            (Kind::Bf16, Form::Pairs) => self.pairs::<PlainBf16>(),
+            (Kind::Bits2, _) => self.floats::<Bits<2>>(),
+            (Kind::Bits3, _) => self.floats::<Bits<3>>(),
+            (Kind::Bits4, _) => self.floats::<Bits<4>>(),
+            (Kind::Bits5, _) => self.floats::<Bits<5>>(),
+            (Kind::Bits6, _) => self.floats::<Bits<6>>(),
+            (Kind::Bits8, _) => self.floats::<Bits<8>>(),
+            (Kind::E2m1, _) => self.floats::<E2m1>(),
+            (Kind::E4m3, _) => self.floats::<E4m3>(),
+            (Kind::Bf16, _) => self.floats::<PlainBf16>(),
+            (Kind::F16, _) => self.floats::<PlainF16>(),
+            (Kind::F32, _) => self.floats::<PlainF32>(),
+        }
+    }
+
+    fn integers<C: Codes>(self) {
+        let processor = self.inputs.processor;
+        // SAFETY: `run` has seen that the parts fit.
+        unsafe { processor.run(Integers::<C>(self, PhantomData)) }
+    }
+
+    fn pairs<C: Pairs>(self) {
+        let processor = self.inputs.processor;
+        // SAFETY: `run` has seen that the parts fit.
+        unsafe { processor.run_dots(OfPairs::<C>(self, PhantomData)) }
+    }
+
+    fn floats<C: Columns>(self) {
+        let processor = self.inputs.processor;
+        // SAFETY: `run` has seen that the parts fit.
+        unsafe { processor.run(Floats::<C>(self, PhantomData)) }
+    }
+
+    /// Does all tokens, by blocks of as many as there are kernels for.
+    #[inline(always)]
+    unsafe fn by_blocks<I: Isa, B: Blocks<I>>(self) {
+        let (layout, tokens) = (self.layout, self.tokens);
+        let stretch = (STRETCH_BYTES / layout.tile_bytes).max(1);
+        let stretch = if tokens.len() > B::TOKENS_MAX { stretch } else { layout.groups };
+        for first in (0..layout.groups).step_by(stretch) {
+            let groups = first..layout.groups.min(first + stretch);
+            let mut token = tokens.start;
+            while token < tokens.end {
+                let out = self.out.as_mut_ptr().add((token - tokens.start) * ROWS);
+                let left = tokens.end - token;
+                let (tile, factor, inputs) = (self.rows.as_ptr(), self.factor, self.inputs);
+                let at = At { tile, layout, factor, inputs, token };
+                macro_rules! block {
+                    ($count:literal) => {
+                        if $count <= I::TOKENS_MAX
+                            && $count <= left
+                            && token.is_multiple_of($count.min(WIDTH_MAX))
+                        {
+                            B::block::<$count>(&at, groups.clone(), first == 0, out);
+                            token += $count;
+                            continue;
+                        }
+                    };
+                }
+                block!(8usize);
+                block!(4usize);
+                block!(1usize);
+            }
+        }
+    }
+}
+
+/// A kernel of blocks of tokens.
+trait Blocks<I: Isa> {
+    /// The most tokens that it is compiled for.
+    const TOKENS_MAX: usize;
+
+    /// Adds a stretch of groups to the sums of `M` tokens; with `fresh` sums are zero before.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32);
+}
+
+/// Where a kernel of blocks works.
+struct At<'a> {
+    /// The first tile of the 16 rows.
+    tile: *const u8,
+    layout: &'a Layout,
+    factor: f32,
+    inputs: &'a Inputs,
+    /// The first token.
+    token: usize,
+}
+
+impl At<'_> {
+    /// The scales (`number` 0) or biases (1) of a tile.
+    #[inline(always)]
+    unsafe fn scales<I: Isa>(&self, tile: *const u8, number: usize) -> I::F {
+        let from = tile.add(self.layout.code_bytes);
+        match self.layout.float {
+            Float::Bf16 => I::bf16(from.add(number * 2 * ROWS)),
+            Float::F16 => I::f16(from.add(number * 2 * ROWS)),
+            Float::F32 => I::f32(from.add(number * 4 * ROWS)),
+        }
+    }
+
+    /// Asks for what a kernel of few tokens needs a little later: it waits for memory alone.
+    #[inline(always)]
+    unsafe fn prefetch<I: Isa, const M: usize>(&self, tile: *const u8) {
+        if M == 1 {
+            let bytes = self.layout.tile_bytes;
+            for line in 0..bytes.div_ceil(64) {
+                I::prefetch(tile.wrapping_add(AHEAD_BYTES + 64 * line));
+            }
+        }
+    }
+}
+
+/// The streams of `M` tokens in an array of inputs with `units` elements a token.
+struct Streams<'a, T, const M: usize> {
+    /// The first token's element 0.
+    first: *const T,
+    /// From one block of tokens to the next.
+    block: usize,
+    width: usize,
+    array: PhantomData<&'a [T]>,
+}
+
+impl<T, const M: usize> Clone for Streams<'_, T, M> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, const M: usize> Copy for Streams<'_, T, M> {}
+
+impl<'a, T, const M: usize> Streams<'a, T, M> {
+    #[inline(always)]
+    unsafe fn of(array: &'a [T], at: &At<'_>, units: usize) -> Self {
+        // Kernels of four tokens and more are used where blocks have as many.
+        let width = if M >= WIDTH_MAX { WIDTH_MAX } else { at.inputs.shape.width };
+        let block = units * width;
+        let first = array.as_ptr().add(at.token / width * block + at.token % width);
+        Self { first, block, width, array: PhantomData }
+    }
+
+    /// Element `unit` of token `token` of the M.
+    #[inline(always)]
+    unsafe fn at(&self, unit: usize, token: usize) -> *const T {
+        self.first.add(token / WIDTH_MAX * self.block + unit * self.width + token % WIDTH_MAX)
+    }
+
+    /// The streams from element `unit` on.
+    #[inline(always)]
+    unsafe fn from(mut self, unit: usize) -> Self {
+        self.first = self.first.add(unit * self.width);
+        self
+    }
+}
+
+/// Integer weights times integer inputs.
+struct Integers<'a, C>(Product<'a>, PhantomData<C>);
+
+impl<C: Codes> Kernel for Integers<'_, C> {
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
+    const TOKENS_MAX: usize = I::TOKENS_MAX;
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+        let (layout, parts) = (at.layout, &at.inputs.parts);
+        let quads = layout.group / 4;
+        let x = Streams::<_, M>::of(&parts.quads, at, layout.groups * quads);
+        let steps = Streams::<_, M>::of(&parts.steps, at, layout.groups);
+        let inputs = Streams::<_, M>::of(&parts.sums, at, layout.groups);
+        let totals = Streams::<_, M>::of(&parts.totals, at, layout.groups);
+        let offset = C::OFFSET + if C::WIDE { I::WIDE_OFFSET } else { 0 };
+        let mut sums = begin::<I, M>(fresh, out);
+        for group in groups {
+            let tile = at.tile.add(group * layout.tile_bytes);
+            at.prefetch::<I, M>(tile);
+            let mut integers = [I::start(0); M];
+            if offset != 0 {
+                for i in 0..M {
+                    integers[i] = I::start(offset * totals.at(group, i).read());
+                }
+            }
+            let mut x = x.from(group * quads);
+            for step in 0..quads / C::STEP {
+                stretch!(C::STEP, Q => Self::quad::<I, M, Q>(tile, quads, step, x, &mut integers));
+                x = x.from(C::STEP);
+            }
+            let mut scales = at.scales::<I>(tile, 0);
+            if !C::BIASED {
+                scales = I::mul(scales, I::splat(&at.factor));
+            }
+            for i in 0..M {
+                let scales = I::mul(scales, I::splat(steps.at(group, i)));
+                sums[i] = I::fma(I::sums(integers[i]), scales, sums[i]);
+            }
+            if C::BIASED {
+                let biases = at.scales::<I>(tile, 1);
+                for i in 0..M {
+                    sums[i] = I::fma(biases, I::splat(inputs.at(group, i)), sums[i]);
+                }
+            }
+        }
+        end::<I, M>(sums, out);
+    }
+}
+
+impl<C: Codes> Integers<'_, C> {
+    /// Adds the products of quad `Q` of a step, at which `x` stands.
+    #[inline(always)]
+    unsafe fn quad<I: Isa, const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        step: usize,
+        x: Streams<'_, u32, M>,
+        sums: &mut [I::P; M],
+    ) {
+        let codes = C::quad::<I>(tile, quads, step * C::STEP + Q);
+        for i in 0..M {
+            let x = x.at(Q, i);
+            if C::WIDE {
+                sums[i] = I::dot_wide(sums[i], codes, x);
+                continue;
+            }
+            if Q.is_multiple_of(C::RUN) {
+                sums[i] = I::open(sums[i]);
+            }
+            sums[i] = I::dot(sums[i], codes, x);
+            if Q % C::RUN == C::RUN - 1 {
+                sums[i] = I::close(sums[i]);
+            }
+        }
+    }
+}
+
+/// Pairs of bf16 times pairs of bf16.
+struct OfPairs<'a, C>(Product<'a>, PhantomData<C>);
+
+impl<C: Pairs> DotKernel for OfPairs<'_, C> {
+    #[inline(always)]
+    unsafe fn run<I: Dots>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Dots, C: Pairs> Blocks<I> for OfPairs<'_, C> {
+    const TOKENS_MAX: usize = I::TOKENS_MAX;
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+        let x = Streams::of(&at.inputs.parts.quads, at, at.layout.groups * at.layout.group / 2);
+        by_groups::<I, Self, C, u32, M>(at, x, groups, fresh, out);
+    }
+}
+
+impl<I: Dots, C: Pairs> Quads<I, u32> for OfPairs<'_, C> {
+    const UNITS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, u32, M>,
+        products: &mut [I::F; M],
+    ) {
+        let (even, odd) = (C::pair::<I>(tile, quads, quad, false), C::pair::<I>(tile, quads, quad, true));
+        for i in 0..M {
+            products[i] = I::dots(products[i], even, x.at(2 * Q, i));
+            products[i] = I::dots(products[i], odd, x.at(2 * Q + 1, i));
+        }
+    }
+}
+
+/// Weights as floats times floats.
+struct Floats<'a, C>(Product<'a>, PhantomData<C>);
+
+impl<C: Columns> Kernel for Floats<'_, C> {
+    #[inline(always)]
+    unsafe fn run<I: Isa>(self) {
+        self.0.by_blocks::<I, Self>();
+    }
+}
+
+impl<I: Isa, C: Columns> Blocks<I> for Floats<'_, C> {
+    const TOKENS_MAX: usize = if I::TOKENS_MAX < 4 { I::TOKENS_MAX } else { 4 };
+
+    #[inline(always)]
+    unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
+        let x = Streams::of(&at.inputs.parts.floats, at, at.layout.groups * at.layout.group);
+        by_groups::<I, Self, C, f32, M>(at, x, groups, fresh, out);
+    }
+}
+
+impl<I: Isa, C: Columns> Quads<I, f32> for Floats<'_, C> {
+    const UNITS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, f32, M>,
+        products: &mut [I::F; M],
+    ) {
+        for col in 0..4 {
+            let column = C::column::<I>(tile, quads, quad, col);
+            for i in 0..M {
+                products[i] = I::fma(column, I::splat(x.at(4 * Q + col, i)), products[i]);
+            }
+        }
+    }
+}
+
+/// Products of a quad, summed up in floats.
+trait Quads<I: Isa, T> {
+    /// Elements of the inputs in a quad.
+    const UNITS: usize;
+
+    /// Adds the products of quad `quad` of a tile, which is number `Q` from where `x` stands.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn quad<const M: usize, const Q: usize>(
+        tile: *const u8,
+        quads: usize,
+        quad: usize,
+        x: Streams<'_, T, M>,
+        products: &mut [I::F; M],
+    );
+}
+
+/// Adds groups to the sums of `M` tokens.
+///
+/// A group's products are a chain in which each waits for the one before, so with few tokens two groups are done side
+/// by side.
+#[inline(always)]
+unsafe fn by_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize>(
+    at: &At<'_>,
+    x: Streams<'_, T, M>,
+    groups: Range<usize>,
+    fresh: bool,
+    out: *mut f32,
+) {
+    let mut sums = begin::<I, M>(fresh, out);
+    let mut first = groups.start;
+    if M == 1 {
+        while first + 2 <= groups.end {
+            some_groups::<I, K, C, T, M, 2>(at, x, first, &mut sums);
+            first += 2;
+        }
+    }
+    while first < groups.end {
+        some_groups::<I, K, C, T, M, 1>(at, x, first, &mut sums);
+        first += 1;
+    }
+    end::<I, M>(sums, out);
+}
+
+/// Adds the `G` groups from `first` on to the sums of `M` tokens.
+#[inline(always)]
+unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize, const G: usize>(
+    at: &At<'_>,
+    x: Streams<'_, T, M>,
+    first: usize,
+    sums: &mut [I::F; M],
+) {
+    let layout = at.layout;
+    let quads = layout.group / 4;
+    let tiles = at.tile.add(first * layout.tile_bytes);
+    let mut products = [[I::zero(); M]; G];
+    let mut streams = [x; G];
+    for g in 0..G {
+        at.prefetch::<I, M>(tiles.add(g * layout.tile_bytes));
+        streams[g] = x.from((first + g) * quads * K::UNITS);
+    }
+    for step in 0..quads / C::STEP {
+        stretch!(C::STEP, Q => for g in 0..G {
+            let tile = tiles.add(g * layout.tile_bytes);
+            K::quad::<M, Q>(tile, quads, step * C::STEP + Q, streams[g], &mut products[g]);
+        });
+        for stream in &mut streams {
+            *stream = stream.from(C::STEP * K::UNITS);
+        }
+    }
+    let inputs = Streams::<_, M>::of(&at.inputs.parts.sums, at, layout.groups);
+    for g in 0..G {
+        let tile = tiles.add(g * layout.tile_bytes);
+        let mut scales = I::splat(&at.factor);
+        if C::BIASED {
+            scales = at.scales::<I>(tile, 0);
+        } else if C::SCALED {
+            scales = I::mul(at.scales::<I>(tile, 0), scales);
+        }
+        for i in 0..M {
+            sums[i] = I::fma(products[g][i], scales, sums[i]);
+        }
+        if C::BIASED {
+            let biases = at.scales::<I>(tile, 1);
+            for i in 0..M {
+                sums[i] = I::fma(biases, I::splat(inputs.at(first + g, i)), sums[i]);
+            }
+        }
+    }
+}
+
+/// The sums of `M` tokens as they wait in `out`, or zeros.
+#[inline(always)]
+unsafe fn begin<I: Isa, const M: usize>(fresh: bool, out: *const f32) -> [I::F; M] {
+    let mut sums = [I::zero(); M];
+    if !fresh {
+        for i in 0..M {
+            sums[i] = I::f32(out.add(i * ROWS).cast());
+        }
+    }
+    sums
+}
+
+#[inline(always)]
+unsafe fn end<I: Isa, const M: usize>(sums: [I::F; M], out: *mut f32) {
+    for i in 0..M {
+        I::store(out.add(i * ROWS), sums[i]);
+    }
+}
+
+/// Packed weights that a stretch of columns of 16 rows may have: about half of the nearest cache.
+const STRETCH_BYTES: usize = 16 << 10;
+/// How far ahead of a kernel memory is asked for.
+const AHEAD_BYTES: usize = 4096;

@@ -1,0 +1,529 @@
+//! Keys and values of all sequences, in blocks that sequences share and give back.
+//!
+//! A [block](BlockId) holds [`BLOCK_TOKENS`] positions of one sequence for every layer and head. It is one allocation,
+//! made when it is first written. Within it, layer by layer and head by head:
+//!
+//! ```text
+//! | keys, (D, 32): a row for each number of a head | values, (32, D): a row for each position |
+//! ```
+//!
+//! Keys lie across, so that 32 scores are computed side by side. Numbers are f32, bf16 (the default), or 8 bits with a
+//! scale for each position. Layers that keep a state instead of positions have it in a sequence's *slot*.
+
+use std::fmt;
+
+use ram_core::units::Bytes;
+
+use crate::batch::{BLOCK_TOKENS, BlockId, Part};
+use crate::error::InferError;
+use crate::gpu::DeviceKv;
+use crate::pool::Scattered;
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KvDtype {
+    /// In 32 bits, as they are computed.
+    F32,
+    /// Rounded to bf16.
+    #[default]
+    Bf16,
+    /// Rounded to 8 bits, with a scale of 32 bits for each head and position.
+    Int8,
+}
+
+/// What one layer keeps of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LayerKv {
+    /// Keys of `keys` and values of `values` numbers for each of `heads` heads and each position.
+    Positions { heads: usize, keys: usize, values: usize },
+    /// One state of so many numbers.
+    State { floats: usize },
+}
+
+/// What a model's layers keep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KvShape {
+    pub(crate) layers: Vec<LayerKv>,
+    pub(crate) dtype: KvDtype,
+}
+
+/// Keys, values and states of the sequences of one model.
+///
+/// Made by [`Model::new_kv`](crate::models::Model::new_kv), filled by its passes.
+#[derive(Debug)]
+pub struct KvPool(pub(crate) Kind);
+
+/// Where they lie.
+pub(crate) enum Kind {
+    /// In memory, in blocks.
+    Paged(PagedKv),
+    /// On a device, one cache for each slot.
+    Device(DeviceKv),
+}
+
+impl KvPool {
+    /// Gives a block's memory back. What it held is gone; it may be written anew.
+    pub fn release(&mut self, block: BlockId) {
+        if let Kind::Paged(paged) = &mut self.0 {
+            paged.release(block);
+        }
+    }
+
+    /// Memory that is held now.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        match &self.0 {
+            Kind::Paged(paged) => paged.bytes(),
+            Kind::Device(device) => device.bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Kind {
+    /// Nothing: what is kept is what was said.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paged(_) => "Paged",
+            Self::Device(_) => "Device",
+        })
+    }
+}
+
+/// Keys and values in blocks, and states by slot.
+pub(crate) struct PagedKv {
+    shape: KvShape,
+    /// Where each layer's numbers start in a block, and all of them.
+    starts: Vec<usize>,
+    blocks: Vec<Option<Block>>,
+    /// By slot and layer; empty until a sequence begins there.
+    states: Vec<Vec<Box<[f32]>>>,
+}
+
+enum Block {
+    F32(Box<[f32]>),
+    Bf16(Box<[u16]>),
+    Int8 { codes: Box<[i8]>, scales: Box<[f32]> },
+}
+
+/// The blocks as the threads of a pass use them.
+pub(crate) struct Blocks<'a> {
+    shape: &'a KvShape,
+    starts: &'a [usize],
+    blocks: Vec<View<'a>>,
+    states: Vec<Vec<Scattered<'a, f32>>>,
+}
+
+enum View<'a> {
+    Absent,
+    F32(Scattered<'a, f32>),
+    Bf16(Scattered<'a, u16>),
+    Int8 { codes: Scattered<'a, i8>, scales: Scattered<'a, f32> },
+}
+
+/// One head of one layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    pub(crate) layer: usize,
+    pub(crate) head: usize,
+}
+
+impl KvShape {
+    /// Numbers of a block, and where each layer's start.
+    fn starts(&self) -> Vec<usize> {
+        let numbers = |layer: &LayerKv| match *layer {
+            LayerKv::Positions { heads, keys, values } => heads * (keys + values) * BLOCK_TOKENS,
+            LayerKv::State { .. } => 0,
+        };
+        let ends = self.layers.iter().scan(0, |end, layer| {
+            *end += numbers(layer);
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends).collect()
+    }
+
+    /// Heads of all layers before `layer`.
+    fn heads_before(&self, layer: usize) -> usize {
+        let heads = |layer: &LayerKv| match layer {
+            LayerKv::Positions { heads, .. } => *heads,
+            LayerKv::State { .. } => 0,
+        };
+        self.layers[..layer].iter().map(heads).sum()
+    }
+
+    /// Scales of a block: for each head two, keys' and values', for each position.
+    fn scales(&self) -> usize {
+        2 * BLOCK_TOKENS * self.heads_before(self.layers.len())
+    }
+
+    /// Memory that a block takes.
+    pub(crate) fn block_bytes(&self) -> Bytes {
+        let numbers = self.starts().last().copied().unwrap_or(0);
+        let bytes = match self.dtype {
+            KvDtype::F32 => 4 * numbers,
+            KvDtype::Bf16 => 2 * numbers,
+            KvDtype::Int8 => numbers + 4 * self.scales(),
+        };
+        Bytes::new(bytes as u64)
+    }
+
+    /// Memory that the states of one sequence take.
+    pub(crate) fn state_bytes(&self) -> Bytes {
+        let floats = |layer: &LayerKv| match layer {
+            LayerKv::Positions { .. } => 0,
+            LayerKv::State { floats } => *floats,
+        };
+        Bytes::new(4 * self.layers.iter().map(floats).sum::<usize>() as u64)
+    }
+
+    /// Whether some layer keeps a state, which cannot go back.
+    pub(crate) fn is_recurrent(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer, LayerKv::State { .. }))
+    }
+
+    fn new_block(&self, numbers: usize) -> Block {
+        match self.dtype {
+            KvDtype::F32 => Block::F32(zeros(numbers)),
+            KvDtype::Bf16 => Block::Bf16(zeros(numbers)),
+            KvDtype::Int8 => Block::Int8 { codes: zeros(numbers), scales: zeros(self.scales()) },
+        }
+    }
+}
+
+impl PagedKv {
+    /// An empty pool with room for `slots` sequences' states.
+    pub(crate) fn new(shape: KvShape, slots: usize) -> Self {
+        let starts = shape.starts();
+        let states = (0..slots).map(|_| Vec::new()).collect();
+        Self { shape, starts, blocks: Vec::new(), states }
+    }
+
+    /// Gives a block's memory back.
+    pub(crate) fn release(&mut self, block: BlockId) {
+        if let Some(held) = self.blocks.get_mut(block.0 as usize) {
+            *held = None;
+        }
+    }
+
+    /// Memory that is held now.
+    pub(crate) fn bytes(&self) -> Bytes {
+        let blocks = self.blocks.iter().flatten().count() as u64;
+        let states = self.states.iter().filter(|states| !states.is_empty()).count() as u64;
+        Bytes::new(blocks * self.shape.block_bytes().get() + states * self.shape.state_bytes().get())
+    }
+
+    pub(crate) const fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    /// Makes room for the parts of a pass.
+    ///
+    /// # Errors
+    /// [`InferError::CacheOverrun`] for a part that its blocks have no room for; [`InferError::CacheOfAnotherModel`]
+    /// for a slot that there is not, or a block that two parts would write.
+    pub(crate) fn admit(&mut self, parts: &[Part<'_>]) -> Result<(), InferError> {
+        let mut written: Vec<BlockId> = Vec::new();
+        for part in parts {
+            let end = part.position.checked_add(part.tokens.len());
+            let room = part.blocks.len().saturating_mul(BLOCK_TOKENS);
+            let Some(end) = end.filter(|end| *end <= room) else {
+                return Err(InferError::CacheOverrun {
+                    position: count(part.position),
+                    tokens: count(part.tokens.len()),
+                    capacity: count(room),
+                });
+            };
+            written.extend(&part.blocks[part.position / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)]);
+            if self.shape.is_recurrent() {
+                self.begin(part)?;
+            }
+        }
+        let count = written.len();
+        written.sort_unstable();
+        written.dedup();
+        if written.len() < count {
+            return Err(InferError::CacheOfAnotherModel);
+        }
+        for block in parts.iter().flat_map(|part| part.blocks) {
+            let index = block.0 as usize;
+            if index >= self.blocks.len() {
+                self.blocks.resize_with(index + 1, || None);
+            }
+            if self.blocks[index].is_none() {
+                let numbers = self.starts.last().copied().unwrap_or(0);
+                self.blocks[index] = Some(self.shape.new_block(numbers));
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties the states of a slot where a sequence begins.
+    fn begin(&mut self, part: &Part<'_>) -> Result<(), InferError> {
+        let states = self.states.get_mut(part.slot).ok_or(InferError::CacheOfAnotherModel)?;
+        if part.position == 0 || states.is_empty() {
+            let floats = |layer: &LayerKv| match layer {
+                LayerKv::Positions { .. } => 0,
+                LayerKv::State { floats } => *floats,
+            };
+            *states = self.shape.layers.iter().map(|layer| zeros(floats(layer))).collect();
+        }
+        Ok(())
+    }
+
+    /// Everything, for the threads of a pass.
+    pub(crate) fn view(&mut self) -> Blocks<'_> {
+        let blocks = self.blocks.iter_mut().map(|block| match block {
+            None => View::Absent,
+            Some(Block::F32(numbers)) => View::F32(Scattered::new(numbers)),
+            Some(Block::Bf16(numbers)) => View::Bf16(Scattered::new(numbers)),
+            Some(Block::Int8 { codes, scales }) => {
+                View::Int8 { codes: Scattered::new(codes), scales: Scattered::new(scales) }
+            }
+        });
+        let slots = self.states.iter_mut();
+        let states =
+            slots.map(|states| states.iter_mut().map(|state| Scattered::new(state)).collect()).collect();
+        let blocks = blocks.collect();
+        Blocks { shape: &self.shape, starts: &self.starts, blocks, states }
+    }
+}
+
+/// Where a head's numbers lie in a block.
+struct Place {
+    /// The first of its keys; the values follow them.
+    start: usize,
+    keys: usize,
+    values: usize,
+    /// The first of its keys' scales; those of its values follow.
+    scales: usize,
+}
+
+impl Blocks<'_> {
+    /// The state that a layer keeps of the sequence in a slot.
+    pub(crate) fn state(&self, slot: usize, layer: usize) -> &Scattered<'_, f32> {
+        &self.states[slot][layer]
+    }
+
+    /// Whether a layer keeps values beside its keys.
+    pub(crate) fn keeps_values(&self, layer: usize) -> bool {
+        matches!(self.shape.layers[layer], LayerKv::Positions { values: 1.., .. })
+    }
+
+    fn place(&self, at: Head) -> Place {
+        let LayerKv::Positions { keys, values, .. } = self.shape.layers[at.layer] else {
+            unreachable!("a layer that attends keeps positions")
+        };
+        let start = self.starts[at.layer] + at.head * (keys + values) * BLOCK_TOKENS;
+        let scales = 2 * BLOCK_TOKENS * (self.shape.heads_before(at.layer) + at.head);
+        Place { start, keys, values, scales }
+    }
+
+    /// Writes key and value of one position, the `offset`th of a block.
+    ///
+    /// # Safety
+    /// No other thread uses this head of this block.
+    #[expect(unsafe_code, reason = "threads write heads of their own of one block")]
+    pub(crate) unsafe fn write(&self, block: BlockId, at: Head, offset: usize, key: &[f32], value: &[f32]) {
+        let Place { start, keys, values, scales } = self.place(at);
+        debug_assert!(key.len() == keys && value.len() == values && offset < BLOCK_TOKENS);
+        let across = |number: usize| number * BLOCK_TOKENS + offset;
+        let (middle, end) = (keys * BLOCK_TOKENS, (keys + values) * BLOCK_TOKENS);
+        let along = middle + offset * values;
+        match &self.blocks[block.0 as usize] {
+            View::Absent => unreachable!("admit() makes all blocks of a pass"),
+            View::F32(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
+                let head = unsafe { numbers.part(start..start + end) };
+                key.iter().enumerate().for_each(|(number, key)| head[across(number)] = *key);
+                head[along..along + values].copy_from_slice(value);
+            }
+            View::Bf16(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
+                let head = unsafe { numbers.part(start..start + end) };
+                key.iter().enumerate().for_each(|(number, key)| head[across(number)] = to_bf16(*key));
+                head[along..].iter_mut().zip(value).for_each(|(out, value)| *out = to_bf16(*value));
+            }
+            View::Int8 { codes, scales: all } => {
+                // SAFETY: this head alone, by the caller's promise.
+                let head = unsafe { codes.part(start..start + end) };
+                // SAFETY: this head alone, by the caller's promise.
+                let own = unsafe { all.part(scales..scales + 2 * BLOCK_TOKENS) };
+                let (code, scale) = coder(key);
+                own[offset] = scale;
+                key.iter().enumerate().for_each(|(number, key)| head[across(number)] = code(*key));
+                let (code, scale) = coder(value);
+                own[BLOCK_TOKENS + offset] = scale;
+                head[along..].iter_mut().zip(value).for_each(|(out, value)| *out = code(*value));
+            }
+        }
+    }
+
+    /// Reads keys (D, 32) and values (32, D) of a block, as f32.
+    ///
+    /// # Safety
+    /// Nobody writes this head of this block meanwhile.
+    #[expect(unsafe_code, reason = "threads read heads that nobody writes")]
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, block: BlockId, at: Head, keys_out: &mut [f32], values_out: &mut [f32]) {
+        let Place { start, keys, values, scales } = self.place(at);
+        let middle = start + keys * BLOCK_TOKENS;
+        let end = middle + values * BLOCK_TOKENS;
+        match &self.blocks[block.0 as usize] {
+            View::Absent => unreachable!("admit() makes all blocks of a pass"),
+            View::F32(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
+                keys_out.copy_from_slice(unsafe { numbers.view(start..middle) });
+                // SAFETY: this head alone, by the caller's promise.
+                values_out.copy_from_slice(unsafe { numbers.view(middle..end) });
+            }
+            View::Bf16(numbers) => {
+                // SAFETY: this head alone, by the caller's promise.
+                let (keys, values) = unsafe { (numbers.view(start..middle), numbers.view(middle..end)) };
+                keys_out.iter_mut().zip(keys).for_each(|(out, stored)| *out = from_bf16(*stored));
+                values_out.iter_mut().zip(values).for_each(|(out, stored)| *out = from_bf16(*stored));
+            }
+            View::Int8 { codes, scales: all } => {
+                // SAFETY: this head alone, by the caller's promise.
+                let (keys, coded) = unsafe { (codes.view(start..middle), codes.view(middle..end)) };
+                // SAFETY: this head alone, by the caller's promise.
+                let scales = unsafe { all.view(scales..scales + 2 * BLOCK_TOKENS) };
+                let (key_scales, value_scales) = scales.split_at(BLOCK_TOKENS);
+                let rows = keys_out.chunks_exact_mut(BLOCK_TOKENS).zip(keys.chunks_exact(BLOCK_TOKENS));
+                for (out, row) in rows {
+                    for ((out, code), scale) in out.iter_mut().zip(row).zip(key_scales) {
+                        *out = f32::from(*code) * scale;
+                    }
+                }
+                let rows = values_out.chunks_exact_mut(values.max(1)).zip(coded.chunks_exact(values.max(1)));
+                for ((out, row), scale) in rows.zip(value_scales) {
+                    out.iter_mut().zip(row).for_each(|(out, code)| *out = f32::from(*code) * scale);
+                }
+            }
+        }
+    }
+}
+
+/// How a vector becomes codes of 8 bits, and the scale that turns them back.
+fn coder(vector: &[f32]) -> (impl Fn(f32) -> i8, f32) {
+    let largest = vector.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+    #[expect(clippy::cast_possible_truncation, reason = "at most 127 by the scale; a cast saturates")]
+    (move |x: f32| (x * inverse).round() as i8, scale)
+}
+
+/// Rounds to the nearest bf16, ties to even.
+#[inline(always)]
+pub(crate) fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    (rounded >> 16) as u16
+}
+
+#[inline(always)]
+pub(crate) fn from_bf16(stored: u16) -> f32 {
+    f32::from_bits(u32::from(stored) << 16)
+}
+
+fn zeros<T: Clone + Default>(count: usize) -> Box<[T]> {
+    vec![T::default(); count].into_boxed_slice()
+}
+
+fn count(tokens: usize) -> ram_core::units::TokenCount {
+    ram_core::units::TokenCount::new(tokens as u64)
+}
+
+#[cfg(test)]
+#[expect(unsafe_code, reason = "one thread alone")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEADS: usize = 2;
+    const KEYS: usize = 4;
+    const VALUES: usize = 6;
+
+    fn pool(dtype: KvDtype) -> PagedKv {
+        let attends = LayerKv::Positions { heads: HEADS, keys: KEYS, values: VALUES };
+        let layers = vec![attends, LayerKv::State { floats: 3 }, attends];
+        PagedKv::new(KvShape { layers, dtype }, 2)
+    }
+
+    fn part<'a>(tokens: &'a [u32], position: usize, blocks: &'a [BlockId]) -> Part<'a> {
+        Part { tokens, position, blocks, slot: 1, logits: crate::batch::Wanted::None }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(seed in 0_u32..1000) {
+            let number = |i: usize| ((i as f32 + seed as f32) * 0.7).sin();
+            for (dtype, tolerance) in [(KvDtype::F32, 0.0), (KvDtype::Bf16, 1.0 / 256.0), (KvDtype::Int8, 1.0 / 250.0)] {
+                let mut pool = pool(dtype);
+                let block = BlockId(3);
+                pool.admit(&[part(&[0; 32], 0, &[block])]).unwrap();
+                let blocks = pool.view();
+                let places = [0, 2].into_iter().flat_map(|layer| (0..HEADS).map(move |head| Head { layer, head }));
+                let vectors = |at: Head, offset: usize| -> (Vec<f32>, Vec<f32>) {
+                    let first = 1000 * at.layer + 100 * at.head + offset;
+                    ((0..KEYS).map(|i| number(first + 7 * i)).collect(), (0..VALUES).map(|i| number(first + 11 * i)).collect())
+                };
+                for at in places.clone() {
+                    for offset in 0..BLOCK_TOKENS {
+                        let (key, value) = vectors(at, offset);
+                        // SAFETY: one thread.
+                        unsafe { blocks.write(block, at, offset, &key, &value) };
+                    }
+                }
+                for at in places {
+                    let (mut keys, mut values) = (vec![0.0; KEYS * BLOCK_TOKENS], vec![0.0; VALUES * BLOCK_TOKENS]);
+                    // SAFETY: one thread.
+                    unsafe { blocks.read(block, at, &mut keys, &mut values) };
+                    for offset in 0..BLOCK_TOKENS {
+                        let (key, value) = vectors(at, offset);
+                        for (i, key) in key.iter().enumerate() {
+                            prop_assert!((keys[i * BLOCK_TOKENS + offset] - key).abs() <= tolerance);
+                        }
+                        for (i, value) in value.iter().enumerate() {
+                            prop_assert!((values[offset * VALUES + i] - value).abs() <= tolerance);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_made_when_they_are_written_and_given_back() {
+        let mut pool = pool(KvDtype::Bf16);
+        assert_eq!(pool.bytes(), Bytes::ZERO);
+        let block = pool.shape().block_bytes().get();
+        assert_eq!(block, 2 * 2 * (HEADS * (KEYS + VALUES) * BLOCK_TOKENS) as u64);
+        let blocks = [BlockId(5), BlockId(0)];
+        pool.admit(&[part(&[0; 33], 0, &blocks)]).unwrap();
+        assert_eq!(pool.bytes().get(), 2 * block + 12);
+        pool.release(blocks[0]);
+        assert_eq!(pool.bytes().get(), block + 12);
+    }
+
+    #[test]
+    fn a_part_without_room_is_refused() {
+        let mut pool = pool(KvDtype::F32);
+        let blocks = [BlockId(0)];
+        let overrun = pool.admit(&[part(&[0; 2], 31, &blocks)]);
+        assert!(matches!(overrun, Err(InferError::CacheOverrun { .. })));
+        let overflow = pool.admit(&[part(&[0; 2], usize::MAX, &blocks)]);
+        assert!(matches!(overflow, Err(InferError::CacheOverrun { .. })));
+        let twice = pool.admit(&[part(&[0; 2], 0, &blocks), part(&[0; 2], 2, &blocks)]);
+        assert_eq!(twice, Err(InferError::CacheOfAnotherModel));
+        let beyond = Part { slot: 2, ..part(&[0], 0, &blocks) };
+        assert_eq!(pool.admit(&[beyond]), Err(InferError::CacheOfAnotherModel));
+    }
+
+    #[test]
+    fn bf16_rounds_to_even() {
+        for (x, expected) in
+            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.5, 0xc020)]
+        {
+            assert_eq!(to_bf16(x), expected);
+        }
+    }
+}
