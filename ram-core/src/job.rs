@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::chat::tools::{PromptJson, Tool};
 use crate::chat::{ChatMessage, PromptText};
+use crate::format::ResponseFormat;
 use crate::id::{JobId, ModelId};
 use crate::units::TokenCount;
 
@@ -50,6 +51,17 @@ pub struct GenerationParams {
     /// How each token is picked.
     #[serde(default)]
     pub sampling: Sampling,
+    /// What the answer must look like.
+    #[serde(default, skip_serializing_if = "ResponseFormat::is_text")]
+    pub format: ResponseFormat,
+}
+
+impl GenerationParams {
+    /// Free text of at most `max_tokens` tokens that nothing but the model ends.
+    #[must_use]
+    pub const fn new(max_tokens: TokenCount, sampling: Sampling) -> Self {
+        Self { max_tokens, stop: Vec::new(), sampling, format: ResponseFormat::Text }
+    }
 }
 
 /// How each token is picked, in the order in which the fields stand here.
@@ -208,6 +220,14 @@ pub enum Failure {
     /// The model cannot render or continue this conversation.
     #[error("the model cannot take this conversation")]
     InvalidPrompt,
+    /// The format asked for is impossible, over a limit, or uses what cannot be enforced.
+    #[error(
+        "no answer can be held to this format: it is impossible, too large, or asks for what cannot be enforced"
+    )]
+    InvalidFormat,
+    /// The answer has come to where its format takes too much work, or leaves the model no token.
+    #[error("the answer cannot be held to its format any further")]
+    FormatFailed,
     /// The node does not serve this model.
     #[error("the node does not serve this model")]
     ModelUnavailable,
@@ -251,6 +271,8 @@ impl Failure {
             Self::ContextLengthExceeded { .. }
             | Self::ToolsUnsupported
             | Self::InvalidPrompt
+            | Self::InvalidFormat
+            | Self::FormatFailed
             | Self::Cancelled => Retry::Never,
             Self::ModelUnavailable
             | Self::OutOfMemory

@@ -80,7 +80,7 @@ impl Options {
         if words.is_empty() {
             words.push("What is the capital of France?".to_owned());
         }
-        let params = GenerationParams { max_tokens, stop: Vec::new(), sampling };
+        let params = GenerationParams::new(max_tokens, sampling);
         Ok(Self { model, question: words.join(" "), params })
     }
 }

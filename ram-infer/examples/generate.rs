@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::load(dir.as_ref(), &Device::best(), EngineConfig::default())?;
     let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, question)].into());
     let sampling = Sampling::default();
-    let params = GenerationParams { max_tokens: TokenCount::new(300), stop: Vec::new(), sampling };
+    let params = GenerationParams::new(TokenCount::new(300), sampling);
     for event in engine.submit(Request { prompt, params })?.into_blocking() {
         match event {
             Event::Delta { text, .. } => print!("{}", text.as_str()),

@@ -7,8 +7,10 @@
 use std::io;
 
 use ram_core::chat::template::TemplateError;
+use ram_core::job::Failure;
 use ram_core::units::{Bytes, TokenCount};
 
+use crate::constrain::FormatFault;
 use crate::device::Device;
 use crate::sample::SampleError;
 
@@ -250,6 +252,9 @@ pub enum InferError {
     /// The vocabulary has no tokens for the prompt.
     #[error("the model's vocabulary cannot write this prompt")]
     NotEncodable,
+    /// The answer cannot be held to its format.
+    #[error(transparent)]
+    Format(#[from] FormatFault),
     /// The logits leave no token to pick.
     #[error(transparent)]
     Sample(#[from] SampleError),
@@ -278,5 +283,16 @@ impl InferError {
     #[expect(clippy::needless_pass_by_value, reason = "stands in map_err")]
     pub(crate) fn device(error: candle_core::Error) -> Self {
         Self::Device { problem: error.to_string() }
+    }
+}
+
+impl InferError {
+    /// How a request ends that it befalls in the middle of its answer.
+    #[must_use]
+    pub fn failure(&self) -> Failure {
+        match self {
+            Self::Format(fault) => (*fault).into(),
+            _ => Failure::Internal,
+        }
     }
 }

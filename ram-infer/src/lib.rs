@@ -9,6 +9,7 @@
 //! | [`cache`] | those of one sequence, without an engine |
 //! | [`tokenize`] | words to tokens, and tokens to text that streams |
 //! | [`sample`] | which token comes next |
+//! | [`constrain`] | which tokens a format leaves |
 //! | [`stop`] | stop strings across token borders |
 //! | [`engine`] | many requests at once, on a thread of their own |
 //! | [`device`] | where the mathematics runs |
@@ -20,6 +21,7 @@
 pub mod batch;
 pub mod cache;
 pub mod config;
+pub mod constrain;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod device;

@@ -14,7 +14,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 
 use ram_core::chat::calls::Format;
-use ram_core::chat::reasoning::Start;
+use ram_core::chat::reasoning::{CLOSE, Start};
 use ram_core::chat::template::{ChatTemplate, SpecialTokens, TemplateOptions};
 use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::units::Bytes;
@@ -152,6 +152,13 @@ impl Tokenizer {
         self.decode(end).map_or(Start::Answer, |text| Start::after_prompt(&text))
     }
 
+    /// Whether the prompt ends with a thought that it has closed itself, so that no other is to be expected.
+    #[must_use]
+    pub(crate) fn thought_is_closed(&self, prompt: &[u32]) -> bool {
+        let end = &prompt[prompt.len().saturating_sub(START_TOKENS)..];
+        self.decode(end).is_ok_and(|text| text.trim_end().ends_with(CLOSE))
+    }
+
     /// The tokens of a plain text, with those that the tokenizer puts before and after it. Whoever writes the whole
     /// prompt writes its control tokens too: they are read as such.
     ///
@@ -197,6 +204,18 @@ impl Tokenizer {
                 byte_of_piece(&text).map_or_else(|| text.replace('▁', " ").into_bytes(), |byte| vec![byte])
             }
         }
+    }
+
+    /// The bytes that a token adds to a text: none for a special one, which is left out, and for no token.
+    #[must_use]
+    pub(crate) fn text_bytes(&self, token: u32) -> Vec<u8> {
+        if self.is_special(token) { Vec::new() } else { self.token_bytes(token) }
+    }
+
+    /// The token that is spelled so.
+    #[must_use]
+    pub(crate) fn token(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
     }
 
     /// Whether the token is left out of texts.

@@ -86,7 +86,7 @@ fn load(dir: &Path, slots: u16, prefill_chunk: usize) -> Engine {
 }
 
 fn request(words: &str, sampling: Sampling) -> Request {
-    let params = GenerationParams { max_tokens: TokenCount::new(40), stop: Vec::new(), sampling };
+    let params = GenerationParams::new(TokenCount::new(40), sampling);
     Request { prompt: Prompt::Chat(vec![ChatMessage::new(Role::User, words)].into()), params }
 }
 

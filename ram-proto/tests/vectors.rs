@@ -158,6 +158,8 @@ fn each_request_is_taken_or_refused_as_its_vector_says() {
                 assert_eq!(request.tool_choice, choice, "{name}");
                 // As text, for the order of the fields counts.
                 let text = |tools| serde_json::to_string(tools).expect(name);
+                let format = |format| serde_json::to_string(format).expect(name);
+                assert_eq!(format(&request.format), format(&expected.params.format), "{name}");
                 assert_eq!(text(&request.tools), text(&expected.tools), "{name}");
                 assert_eq!(request.parallel_tool_calls, expected.parallel_tool_calls, "{name}");
                 assert_eq!(request.chat_template_kwargs, expected.chat_template_kwargs, "{name}");
@@ -292,6 +294,7 @@ fn each_error_has_its_status_headers_and_body() {
         ("invalid value", of_request(r#""temperature":"hot""#)),
         ("unsupported field", of_request(r#""functions":[{}]"#)),
         ("a model without functions", Failure::ToolsUnsupported.into()),
+        ("a format that no answer can be held to", Failure::InvalidFormat.into()),
         ("context length exceeded", Failure::ContextLengthExceeded { prompt, limit }.into()),
         ("missing key", ApiError::missing_key()),
         ("invalid key", ApiError::invalid_key()),

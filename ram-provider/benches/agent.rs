@@ -59,8 +59,7 @@ fn busy(now: Timestamp) -> (Agent, Vec<Ticket>) {
 }
 
 fn job(number: u128) -> Job {
-    let params =
-        GenerationParams { max_tokens: TokenCount::new(64), stop: Vec::new(), sampling: Sampling::default() };
+    let params = GenerationParams::new(TokenCount::new(64), Sampling::default());
     Job::new(
         JobId::from_bits(number),
         MODEL.parse().expect("an id"),

@@ -77,7 +77,7 @@ fn machine() -> Hardware {
 fn ask(worker: &Worker, model: &str) -> PendingAnswer {
     let messages = vec![ChatMessage::new(Role::User, "What is the capital of France?")];
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    let params = GenerationParams { max_tokens: TokenCount::new(32), stop: Vec::new(), sampling };
+    let params = GenerationParams::new(TokenCount::new(32), sampling);
     worker.answer(Job::new(JobId::from_bits(1), model.parse().unwrap(), messages, params))
 }
 

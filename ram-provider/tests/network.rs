@@ -206,13 +206,13 @@ fn run(number: u128, params: GenerationParams) -> ToProvider {
 
 fn short() -> GenerationParams {
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    GenerationParams { max_tokens: TokenCount::new(32), stop: Vec::new(), sampling }
+    GenerationParams::new(TokenCount::new(32), sampling)
 }
 
 /// An answer that fills the context: the token that would end it is out of reach.
 fn long() -> GenerationParams {
     let sampling = Sampling { logit_bias: BTreeMap::from([(END_TOKEN, -100.0)]), ..Sampling::default() };
-    GenerationParams { max_tokens: TokenCount::new(100_000), stop: Vec::new(), sampling }
+    GenerationParams::new(TokenCount::new(100_000), sampling)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,7 +114,7 @@ async fn a_second_signal_does_not_wait_for_what_runs() {
     let (child, mut socket) = registered(&home).await;
     // Four answers that fill the context: the token that would end them is out of reach.
     let sampling = Sampling { logit_bias: [(1, -100.0)].into(), ..Sampling::default() };
-    let params = GenerationParams { max_tokens: TokenCount::new(10_000), stop: Vec::new(), sampling };
+    let params = GenerationParams::new(TokenCount::new(10_000), sampling);
     for number in 0..4 {
         let (id, model) = (JobId::from_bits(number), "ram-aggregator/ram-demo-4bit".parse().unwrap());
         let job =
@@ -193,8 +193,7 @@ async fn a_status_follows_the_node_from_its_start_past_its_end() {
         (&"ram-aggregator/ram-demo-4bit".into(), &"loaded".into())
     );
     assert_eq!(seen["sleep"]["state"], "off");
-    let params =
-        GenerationParams { max_tokens: TokenCount::new(8), stop: Vec::new(), sampling: Sampling::default() };
+    let params = GenerationParams::new(TokenCount::new(8), Sampling::default());
     let (id, model) = (JobId::from_bits(1), "ram-aggregator/ram-demo-4bit".parse().unwrap());
     let job = Job::new(id, model, vec![ChatMessage::new(Role::User, "a secret question")], params);
     say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;

@@ -610,11 +610,7 @@ fn submission(job: JobId, payer: Payer) -> Submission {
         messages: vec![ChatMessage::new(Role::User, format!("hello, {job}"))],
         tools: Vec::new(),
         chat_template_kwargs: Default::default(),
-        params: GenerationParams {
-            max_tokens: TokenCount::new(TOKENS),
-            stop: Vec::new(),
-            sampling: Sampling::default(),
-        },
+        params: GenerationParams::new(TokenCount::new(TOKENS), Sampling::default()),
         preferred: None,
     }
 }

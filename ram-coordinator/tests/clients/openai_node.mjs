@@ -194,7 +194,7 @@ it("a field that nobody knows is let through and named", async () => {
 it("what cannot be done is refused by name", async () => {
     const check = async (fields, param) =>
         same((await refused(OpenAI.BadRequestError, () => ask(FRANCE, fields))).param, param);
-    await check({ response_format: { type: "json_object" } }, "response_format");
+    await check({ response_format: { type: "xml" } }, "response_format.type");
     await check({ temperature: 9 }, "temperature");
     await check({ n: 0 }, "n");
     await check({ messages: [] }, "messages");

@@ -353,9 +353,9 @@ def fields_without_effect_here_are_taken():
 
 
 @case()
-def a_format_is_refused_by_name():
-    error = refused(openai.BadRequestError, response_format={"type": "json_object"})
-    same(error.param, "response_format")
+def a_format_that_is_none_is_refused_by_name():
+    error = refused(openai.BadRequestError, response_format={"type": "xml"})
+    same(error.param, "response_format.type")
 
 
 @case()

@@ -262,7 +262,7 @@ impl World {
             messages: vec![ChatMessage::new(Role::User, "what is going on?")],
             tools: Vec::new(),
             chat_template_kwargs: PromptJson::default(),
-            params: GenerationParams { max_tokens, stop: Vec::new(), sampling: Sampling::default() },
+            params: GenerationParams::new(max_tokens, Sampling::default()),
             preferred,
         })));
     }

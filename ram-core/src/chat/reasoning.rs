@@ -57,6 +57,8 @@ impl fmt::Debug for Split {
 #[derive(Clone)]
 pub struct ReasoningFilter {
     place: Place,
+    /// Whether a block may begin inside of the answer.
+    anywhere: bool,
     code: Code,
     /// Text whose meaning the next characters decide: a tag's beginning, or white space that a tag may follow.
     held: String,
@@ -86,7 +88,14 @@ impl ReasoningFilter {
             Start::Answer => Place::Beginning,
             Start::Reasoning => Place::Reasoning,
         };
-        Self { place, code: Code::default(), held: String::new() }
+        Self { place, anywhere: true, code: Code::default(), held: String::new() }
+    }
+
+    /// Takes tags for words once the answer has begun: one that is held to a format thinks before it, and a tag inside
+    /// of it belongs to it.
+    #[must_use]
+    pub fn thinking_first(self) -> Self {
+        Self { anywhere: false, ..self }
     }
 
     /// Takes a part of the stream and gives what is certain by now.
@@ -158,7 +167,8 @@ impl ReasoningFilter {
     }
 
     fn step_answer<'a>(&mut self, rest: &'a str, next: char, split: &mut Split) -> Option<&'a str> {
-        if next == '<' && !self.code.is_open_before(next) {
+        let may_open = self.anywhere || self.place == Place::Beginning;
+        if next == '<' && may_open && !self.code.is_open_before(next) {
             if let Some(after) = rest.strip_prefix(OPEN) {
                 self.place = Place::Reasoning;
                 return Some(after);
@@ -319,6 +329,24 @@ mod tests {
         check(Start::Reasoning, "why</think>\n\nParis.", "Paris.", "why");
         assert_eq!(Start::after_prompt("<|assistant|><think>\n"), Start::Reasoning);
         assert_eq!(Start::after_prompt("<think>\n\n</think>\n\n"), Start::Answer);
+    }
+
+    #[test]
+    fn an_answer_of_a_format_keeps_its_tags() {
+        let check = |start, text: &str, content: &str, reasoning: &str| {
+            let mut filter = ReasoningFilter::new(start).thinking_first();
+            let mut split = Split::default();
+            let letters: Vec<String> = text.chars().map(String::from).collect();
+            for part in letters.iter().map(|letter| filter.push(letter)) {
+                split.content += &part.content;
+                split.reasoning += &part.reasoning;
+            }
+            split.content += &filter.finish().content;
+            assert_eq!((split.content.as_str(), split.reasoning.as_str()), (content, reasoning), "{text:?}");
+        };
+        check(Start::Answer, "{\"<think>\": 1}", "{\"<think>\": 1}", "");
+        check(Start::Answer, "<think>a</think>\n\n[\"<think>\"]", "[\"<think>\"]", "a");
+        check(Start::Reasoning, "a</think>\n<think>", "<think>", "a");
     }
 
     /// Texts made of tags, parts of tags, and what may stand around them.

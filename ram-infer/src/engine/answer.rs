@@ -14,6 +14,7 @@ use ram_core::chat::PromptText;
 use ram_core::job::{FinishReason, GenerationParams, TokenLogprob};
 use ram_core::units::TokenCount;
 
+use crate::constrain::Constraint;
 use crate::error::InferError;
 use crate::sample::{Report, Sampler};
 use crate::stop::StopMatcher;
@@ -25,6 +26,8 @@ pub(super) struct Answer {
     /// Tokens that end it.
     end_tokens: Arc<[u32]>,
     sampler: Sampler,
+    /// The format that it keeps to.
+    constraint: Option<Constraint>,
     detokenizer: Detokenizer,
     stops: StopMatcher,
     /// Most tokens of it.
@@ -90,6 +93,7 @@ impl Answer {
             tokenizer,
             end_tokens,
             sampler: Sampler::new(params.sampling, prompt),
+            constraint: None,
             detokenizer: Detokenizer::new(),
             stops: StopMatcher::new(&params.stop),
             tokens_max,
@@ -105,6 +109,11 @@ impl Answer {
         self.detokenizer = Detokenizer::with_marks();
     }
 
+    /// Holds it to a format.
+    pub(super) fn hold_to(&mut self, constraint: Option<Constraint>) {
+        self.constraint = constraint;
+    }
+
     /// Most tokens that it may have.
     pub(super) const fn tokens_max(&self) -> TokenCount {
         self.tokens_max
@@ -118,11 +127,15 @@ impl Answer {
     /// Writes the next token, by the model's `logits` (V).
     ///
     /// # Errors
-    /// [`InferError::Sample`] when no token can be picked.
+    /// [`InferError::Sample`] when no token can be picked; [`InferError::Format`] when its format leaves none.
     pub(super) fn write(&mut self, logits: &[f32]) -> Result<Step, InferError> {
-        let pick = self.sampler.pick(logits)?;
+        let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
+        let pick = self.sampler.pick_among(logits, allowed)?;
         if self.end_tokens.contains(&pick.token) {
             return self.end(String::new(), FinishReason::Stop);
+        }
+        if let Some(constraint) = &mut self.constraint {
+            constraint.commit(pick.token)?;
         }
         let start = self.decoded;
         let text = self.detokenizer.push(&self.tokenizer, pick.token)?;
@@ -135,6 +148,8 @@ impl Answer {
         let certain = self.stops.push(&text);
         if self.stops.is_met() {
             Ok(self.ended(certain, FinishReason::Stop))
+        } else if self.constraint.as_ref().is_some_and(Constraint::is_done) {
+            self.end(certain, FinishReason::Stop)
         } else if self.written >= self.tokens_max {
             self.end(certain, FinishReason::Length)
         } else {
@@ -202,11 +217,9 @@ mod tests {
     const END: u32 = 257;
 
     fn params(stop: &[&str], top_logprobs: Option<u8>) -> GenerationParams {
-        GenerationParams {
-            max_tokens: TokenCount::new(1000),
-            stop: stop.iter().map(|&stop| stop.into()).collect(),
-            sampling: Sampling { temperature: 0.0, top_logprobs, ..Sampling::default() },
-        }
+        let sampling = Sampling { temperature: 0.0, top_logprobs, ..Sampling::default() };
+        let stop = stop.iter().map(|&stop| stop.into()).collect();
+        GenerationParams { stop, ..GenerationParams::new(TokenCount::new(1000), sampling) }
     }
 
     /// What is said at each token when the model wants just these, and how it ends.

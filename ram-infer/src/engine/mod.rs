@@ -47,6 +47,7 @@ use self::board::Shared;
 use self::scheduler::{Effect, Scheduler, SequenceId};
 use crate::batch::{BLOCK_TOKENS, Rows, blocks_for};
 use crate::config::Architecture;
+use crate::constrain::Formats;
 use crate::device::Device;
 use crate::error::InferError;
 use crate::models::{LoadOptions, Model, Shard};
@@ -216,6 +217,7 @@ struct Inner {
     kv_tokens: TokenCount,
     tokenizer: Arc<Tokenizer>,
     end_tokens: Arc<[u32]>,
+    formats: Formats,
     shared: Arc<Shared>,
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
@@ -290,11 +292,14 @@ impl Engine {
             .name("ram-infer".to_owned())
             .spawn(move || run(&model, limits, &inbox, &board))
             .map_err(|error| InferError::Thread { kind: error.kind() })?;
+        let (tokenizer, end_tokens) = (Arc::new(tokenizer), Arc::from(end_tokens));
+        let formats = Formats::new(Arc::clone(&tokenizer), info.vocab_size, Arc::clone(&end_tokens));
         Ok(Self(Arc::new(Inner {
             info,
             kv_tokens,
-            tokenizer: Arc::new(tokenizer),
-            end_tokens: end_tokens.into(),
+            tokenizer,
+            end_tokens,
+            formats,
             shared,
             jobs: Some(jobs),
             thread: Some(thread),
@@ -306,19 +311,23 @@ impl Engine {
     ///
     /// A prompt that cannot be continued is no error here: its generation ends at once, with
     /// [`Failure::ContextLengthExceeded`] when it leaves no room for one token of an answer, with
-    /// [`Failure::ToolsUnsupported`], or with [`Failure::InvalidPrompt`]. An answer that would pass the context, or the
-    /// memory for keys and values, is cut there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
+    /// [`Failure::ToolsUnsupported`], with [`Failure::InvalidPrompt`], or with [`Failure::InvalidFormat`]. An answer
+    /// that would pass the context, or the memory for keys and values, is cut there
+    /// ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
     ///
     /// # Errors
     /// [`Failure::Overloaded`] when slots and queue are taken; [`Failure::Internal`] when the thread is no more.
     pub fn submit(&self, request: Request) -> Result<Generation, Failure> {
-        let Inner { info, tokenizer, end_tokens, shared, jobs, .. } = &*self.0;
+        let Inner { info, tokenizer, end_tokens, formats, shared, jobs, .. } = &*self.0;
         let place = Shared::take_place(shared).ok_or(Failure::Overloaded)?;
         let (reply, mut generation) = generation::pair(place);
         let Request { prompt, params } = request;
         let calls = matches!(&prompt, Prompt::Chat(chat) if !chat.tools.is_empty());
-        let prompt = match encode(tokenizer, &prompt).and_then(|prompt| check(prompt, info)) {
-            Ok(prompt) => prompt,
+        let checked = encode(tokenizer, &prompt)
+            .and_then(|prompt| check(prompt, info))
+            .and_then(|prompt| Ok((formats.compile(&params.format, &prompt)?, prompt)));
+        let (constraint, prompt) = match checked {
+            Ok(checked) => checked,
             Err(failure) => {
                 reply.end(Outcome::Failed { failure });
                 return Ok(generation);
@@ -330,6 +339,7 @@ impl Engine {
         let tokens_max = params.max_tokens.min(room.saturating_sub(read));
         let mut answer =
             Answer::new(Arc::clone(tokenizer), Arc::clone(end_tokens), &prompt, params, tokens_max);
+        answer.hold_to(constraint);
         if calls {
             answer.show_marks();
         }
@@ -531,7 +541,7 @@ mod tests {
     fn request(words: &str, max_tokens: u64, seed: u64) -> Request {
         let sampling = Sampling { seed, ..Sampling::default() };
         let max_tokens = TokenCount::new(max_tokens);
-        let params = GenerationParams { max_tokens, stop: Vec::new(), sampling };
+        let params = GenerationParams::new(max_tokens, sampling);
         Request { prompt: Prompt::Text(words.into()), params }
     }
 

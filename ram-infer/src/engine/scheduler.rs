@@ -349,8 +349,9 @@ impl Running {
             let Step { delta, next } = match self.answer.write(logits) {
                 Ok(step) => step,
                 Err(error) => {
+                    let failure = error.failure();
                     effects.push(Effect::Fault(error));
-                    return Some(Outcome::Failed { failure: Failure::Internal });
+                    return Some(Outcome::Failed { failure });
                 }
             };
             effects.extend(delta.map(|delta| Effect::Event(self.id, delta.into())));

@@ -92,11 +92,9 @@ pub(crate) fn total(tally: &Tally, set: &str) -> (usize, usize) {
 fn request(question: &Question) -> Request {
     let history = question.history.iter().map(|turn| ChatMessage::new(turn.role, turn.content.clone()));
     let asked = ChatMessage::new(Role::User, question.question.as_str());
-    let params = GenerationParams {
-        max_tokens: TokenCount::new(72), // More than the longest answer, so that a rambling one is seen to be one.
-        stop: Vec::new(),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-    };
+    // More than the longest answer, so that a rambling one is seen to be one.
+    let tokens_max = TokenCount::new(72);
+    let params = GenerationParams::new(tokens_max, Sampling { temperature: 0.0, ..Sampling::default() });
     Request { prompt: Prompt::Chat(history.chain([asked]).collect::<Vec<_>>().into()), params }
 }
 

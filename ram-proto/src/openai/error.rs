@@ -294,6 +294,10 @@ impl From<Failure> for ApiError {
                 code: Some("invalid_prompt"),
                 ..Self::invalid_request("messages", failure.to_string())
             },
+            Failure::InvalidFormat | Failure::FormatFailed => Self {
+                code: Some("invalid_response_format"),
+                ..Self::invalid_request("response_format", failure.to_string())
+            },
             Failure::ModelUnavailable | Failure::OutOfMemory | Failure::Overloaded | Failure::Draining => {
                 Self::no_capacity(CAPACITY_WAIT)
             }
@@ -357,6 +361,8 @@ mod tests {
         check(Failure::ContextLengthExceeded { prompt, limit }, 400);
         check(Failure::InvalidPrompt, 400);
         check(Failure::ToolsUnsupported, 400);
+        check(Failure::InvalidFormat, 400);
+        check(Failure::FormatFailed, 400);
         check(Failure::Cancelled, 499);
         check(Failure::Internal, 500);
         for busy in [Failure::ModelUnavailable, Failure::OutOfMemory, Failure::Overloaded, Failure::Draining]

@@ -6,6 +6,7 @@
 
 mod chunk;
 mod error;
+mod format;
 mod heard;
 mod json;
 mod message;
@@ -19,6 +20,7 @@ mod tools;
 
 pub use chunk::{ChatCompletionChunk, ChunkChoice, ChunkObject, Delta, ToolCallDelta};
 pub use error::{ApiError, ErrorBody, ErrorDetail, ErrorType, RETRY_AFTER_MAX};
+pub use format::SCHEMA_NAME_BYTES_MAX;
 pub use heard::Heard;
 pub use json::{DEPTH_MAX, VALUES_MAX};
 pub use message::{CALL_ID_BYTES_MAX, CALLS_MAX, CONTENT_BYTES_MAX, MESSAGES_MAX, NAME_CHARS_MAX};

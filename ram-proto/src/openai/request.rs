@@ -17,7 +17,7 @@
 //! | `functions`, `function_call` | refused unless they ask for nothing; successors: `tools`, `tool_choice` |
 //! | `chat_template_kwargs` | variables of the model's chat template; not OpenAI's |
 //! | `reasoning_effort` | a hint to the model's chat template: see [`ChatRequest::chat_template_kwargs`] |
-//! | `response_format` | `text` honoured; `json_object` and `json_schema` refused |
+//! | `response_format` | honoured: `text`, `json_object`, `json_schema`, and a `grammar` of our own; not with functions |
 //! | `verbosity`, `service_tier` | `medium`; `auto` and `default`; others refused |
 //! | `modalities`, `store`, `prompt_cache_retention` | `["text"]`; false; `in_memory`; others refused |
 //! | `metadata`, `user`, `safety_identifier`, `prompt_cache_key` | checked and accepted; they ask for nothing |
@@ -30,11 +30,13 @@ use serde_json::{Map, Value};
 
 use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::chat::{ChatMessage, PromptText};
+use ram_core::format::ResponseFormat;
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::job::{GenerationParams, Sampling};
 use ram_core::units::{Bytes, TokenCount};
 
 use super::error::ApiError;
+use super::format;
 use super::json::{self, At, Found, shown};
 use super::message;
 use super::tools::{self, ToolChoice};
@@ -89,6 +91,8 @@ pub struct ChatRequest {
     pub max_tokens: Option<TokenCount>,
     /// Texts at which the answer ends.
     pub stop: Vec<PromptText>,
+    /// What an answer must look like; within the limits of [`ram_core::format`].
+    pub format: ResponseFormat,
     /// How tokens are picked. Its `seed` means nothing: see the field beside.
     pub sampling: Sampling,
     /// The caller's seed; a negative one as its two's complement.
@@ -159,6 +163,7 @@ impl ChatRequest {
             max_tokens: self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS).min(context_left),
             stop: self.stop.clone(),
             sampling: Sampling { seed, ..self.sampling.clone() },
+            format: self.format.clone(),
         }
     }
 }
@@ -201,6 +206,7 @@ struct Draft {
     max_tokens: Option<u32>,
     max_completion_tokens: Option<u32>,
     stop: Vec<PromptText>,
+    format: ResponseFormat,
     sampling: Sampling,
     seed: Option<u64>,
     stream: bool,
@@ -232,6 +238,7 @@ impl Draft {
             "parallel_tool_calls" => self.parallel_tool_calls = Some(found.boolean()?),
             "chat_template_kwargs" => self.template_kwargs = tools::template_kwargs(found)?,
             "reasoning_effort" => self.reasoning_effort = Some(tools::effort(&found)?),
+            "response_format" => self.format = format::format(found, &mut self.ignored)?,
             _ => return self.read_sampling(found, key),
         }
         Ok(())
@@ -271,7 +278,6 @@ impl Draft {
             "verbosity" => one_of(found, &["medium"], "models here have no such setting"),
             "prompt_cache_retention" => one_of(found, &["in_memory"], "prompts are not kept"),
             "modalities" => only(found, serde_json::json!(["text"]), "answers are text"),
-            "response_format" => response_format(found),
             "prompt_cache_options" => Err(found.unsupported("prompts are not kept")),
             "moderation" => Err(found.unsupported("nobody here judges words")),
             "audio" | "prediction" | "web_search_options" => {
@@ -308,9 +314,15 @@ impl Draft {
         if let Some(effort) = self.reasoning_effort {
             tools::think(&mut self.template_kwargs, effort);
         }
+        if !self.format.is_text() && self.tool_choice == ToolChoice::Auto && !self.tools.is_empty() {
+            let why = "an answer of a format cannot call functions: send `tool_choice: none`, or no `tools`";
+            let message = format!("`response_format` is not supported here with functions: {why}");
+            return Err(ApiError::unsupported("response_format", message));
+        }
         let request = ChatRequest {
             model,
             messages,
+            format: self.format.clone(),
             max_tokens: self.max_tokens()?,
             sampling: self.sampling()?,
             delivery: self.delivery()?,
@@ -423,20 +435,6 @@ fn logit_bias(found: Found<'_>) -> Result<std::collections::BTreeMap<u32, f32>, 
         Ok((token, found.number(-100.0..=100.0, "a number from -100 to 100")?))
     };
     entries.into_iter().map(entry).collect()
-}
-
-/// The only format so far is text.
-fn response_format(found: &Found<'_>) -> Result<(), ApiError> {
-    let at = found.at;
-    if !found.value.is_object() {
-        return Err(found.mismatch("an object"));
-    }
-    match found.value.get("type") {
-        None | Some(Value::Null) => Err(at.missing("type", "`text`")),
-        Some(Value::String(kind)) if kind == "text" => Ok(()),
-        Some(Value::String(_)) => Err(found.unsupported("answers are not held to a grammar yet")),
-        Some(other) => Err(Found { at: At::Field(&at, "type"), value: other.clone() }.mismatch("`text`")),
-    }
 }
 
 /// A text that says who asks; it changes nothing.

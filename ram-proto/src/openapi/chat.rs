@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use ram_core::chat::tools::NAME_BYTES_MAX;
+use ram_core::format::GRAMMAR_BYTES_MAX;
 use ram_core::id::{ModelId, ProviderId};
 
 use crate::openai::{
     CALL_ID_BYTES_MAX, CALLS_MAX, DEFAULT_MAX_TOKENS, IDENTIFIER_BYTES_MAX, LOGIT_BIAS_MAX, MESSAGES_MAX,
-    METADATA_MAX, N_MAX, NAME_CHARS_MAX, STOP_BYTES_MAX, STOPS_MAX, TEMPLATE_KWARG_NAME_BYTES_MAX,
-    TEMPLATE_KWARGS_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX,
+    METADATA_MAX, N_MAX, NAME_CHARS_MAX, SCHEMA_NAME_BYTES_MAX, STOP_BYTES_MAX, STOPS_MAX,
+    TEMPLATE_KWARG_NAME_BYTES_MAX, TEMPLATE_KWARGS_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX,
 };
 
 /// Name of the schema.
@@ -82,8 +83,47 @@ fn asked() -> Map<String, Value> {
             TOP_LOGPROBS_MAX.into(),
             "How many alternatives to tell with each token; with `logprobs: true` only.",
         ),
+        "response_format": response_format(),
         "preferred_provider": optional(&reference::<ProviderId>()),
     }))
+}
+
+/// What an answer must look like.
+fn response_format() -> Value {
+    let of = |kind: &str, described: Value| {
+        json!({
+            "type": "object",
+            "required": ["type", kind],
+            "properties": { "type": { "const": kind }, kind: described },
+        })
+    };
+    let json_schema = json!({
+        "type": "object",
+        "required": ["name"],
+        "properties": {
+            "name": { "type": "string", "pattern": format!("^[A-Za-z0-9_-]{{1,{SCHEMA_NAME_BYTES_MAX}}}$") },
+            "description": { "type": ["string", "null"] },
+            "schema": { "type": ["object", "null"], "description": "A JSON schema." },
+            "strict": flag("Whether a keyword that cannot be enforced is an error."),
+        },
+    });
+    let grammar = json!({
+        "type": "object",
+        "required": ["syntax", "definition"],
+        "properties": {
+            "syntax": { "enum": ["regex"] },
+            "definition": { "type": "string", "minLength": 1, "maxLength": GRAMMAR_BYTES_MAX },
+        },
+    });
+    json!({
+        "description": "What the answer must look like; not together with functions that may be called.",
+        "anyOf": [
+            { "type": "null" },
+            { "type": "object", "required": ["type"], "properties": { "type": { "enum": ["text", "json_object"] } } },
+            of("json_schema", json_schema),
+            of("grammar", grammar),
+        ],
+    })
 }
 
 /// How tokens are picked.
@@ -167,11 +207,6 @@ fn without_effect() -> Map<String, Value> {
         "verbosity": words(&["medium"]),
         "prompt_cache_retention": words(&["in_memory"]),
         "modalities": { "enum": [["text"], null] },
-        "response_format": {
-            "type": ["object", "null"],
-            "required": ["type"],
-            "properties": { "type": { "const": "text" } },
-        },
         "functions": { "type": ["array", "null"], "maxItems": 0 },
         "function_call": words(&["auto", "none"]),
     }))

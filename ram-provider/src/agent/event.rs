@@ -77,6 +77,7 @@ pub enum Event {
 
 /// What is to be done, in this order.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "few at a time, and each is taken at once")]
 pub enum Effect {
     /// Open a socket to the coordinator; answer with [`Event::LinkUp`] or [`Event::LinkDown`].
     Connect,

@@ -128,8 +128,7 @@ fn rejected(reason: RejectReason, retry_after_ms: Option<u64>) -> ToProvider {
 }
 
 fn run(number: u128, model: &str) -> ToProvider {
-    let params =
-        GenerationParams { max_tokens: TokenCount::new(8), stop: Vec::new(), sampling: Sampling::default() };
+    let params = GenerationParams::new(TokenCount::new(8), Sampling::default());
     let job = Job::new(
         JobId::from_bits(number),
         model.parse().unwrap(),

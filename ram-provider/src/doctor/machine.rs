@@ -273,11 +273,8 @@ fn smoke(scratch: &Path) -> Result<String, String> {
         Engine::load(scratch, &Device::best(), EngineConfig::default())
     };
     let engine = load().map_err(|error| format!("the bundled model does not load: {error}"))?;
-    let params = GenerationParams {
-        max_tokens: TokenCount::new(32),
-        stop: Vec::new(),
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-    };
+    let params =
+        GenerationParams::new(TokenCount::new(32), Sampling { temperature: 0.0, ..Sampling::default() });
     let prompt = Prompt::Chat(vec![ChatMessage::new(Role::User, QUESTION)].into());
     let generation = engine.submit(Request { prompt, params }).map_err(|failure| failure.to_string())?;
     let mut text = String::new();

@@ -32,6 +32,15 @@ pub enum Step {
     End(Outcome),
 }
 
+/// Where in an answer thoughts may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Thinks {
+    /// Anywhere.
+    Anywhere,
+    /// Before its words: these are held to a format, and a tag in them is a word.
+    First,
+}
+
 /// One answer as it comes. Dropping it cancels it.
 #[derive(Debug)]
 pub struct Answer {
@@ -49,9 +58,14 @@ pub struct Answer {
 
 impl Answer {
     /// The answer that `generation` writes; `calls` finds the calls in it, where there are functions to call.
-    pub(super) fn new(served: Lease, generation: Generation, calls: Option<CallFilter>) -> Self {
+    pub(super) fn new(
+        served: Lease,
+        generation: Generation,
+        thinks: Thinks,
+        calls: Option<CallFilter>,
+    ) -> Self {
         Self {
-            splitter: Splitter::new(generation.answer_start(), calls),
+            splitter: Splitter::new(generation.answer_start(), thinks, calls),
             served,
             generation,
             pace: Pace::default(),
@@ -116,9 +130,13 @@ struct Splitter {
 }
 
 impl Splitter {
-    fn new(start: Start, calls: Option<CallFilter>) -> Self {
+    fn new(start: Start, thinks: Thinks, calls: Option<CallFilter>) -> Self {
+        let filter = ReasoningFilter::new(start);
         Self {
-            filter: Some(ReasoningFilter::new(start)),
+            filter: Some(match thinks {
+                Thinks::Anywhere => filter,
+                Thinks::First => filter.thinking_first(),
+            }),
             calls,
             open: TokenCount::ZERO,
             held_logprobs: Vec::new(),
@@ -311,7 +329,7 @@ mod tests {
     }
 
     fn tell(start: Start, calls: Option<CallFilter>, texts: &[&str]) -> Told {
-        let mut splitter = Splitter::new(start, calls);
+        let mut splitter = Splitter::new(start, Thinks::Anywhere, calls);
         let mut pieces: Vec<Piece> = texts
             .iter()
             .filter_map(|&text| splitter.push(&text.into(), TokenCount::new(1), vec![logprob(text)]))
@@ -387,7 +405,7 @@ mod tests {
     fn tokens_are_told_of_while_their_text_is_held_back() {
         let tool = serde_json::from_value(serde_json::json!({ "name": "get_weather" })).unwrap();
         let calls = CallFilter::new(Format::Tags, vec![tool], Parallel::Many, JobId::from_bits(7));
-        let mut splitter = Splitter::new(Start::Answer, Some(calls));
+        let mut splitter = Splitter::new(Start::Answer, Thinks::Anywhere, Some(calls));
         let mut push = |text: &str| splitter.push(&text.into(), TokenCount::new(1), vec![logprob(text)]);
         let silent = Piece { tokens: TokenCount::new(1), ..Piece::default() };
         for text in ["<tool_call>", "\n{\"name\": \"get_weather\", ", "\"arguments\": {\"place\": \""] {
@@ -433,7 +451,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_cut_behind_its_calls_says_so() {
-        let mut splitter = Splitter::new(Start::Answer, None);
+        let mut splitter = Splitter::new(Start::Answer, Thinks::Anywhere, None);
         splitter.called = true;
         let usage = Usage::default();
         let cut = Outcome::Done { finish: FinishReason::Length, usage };

@@ -12,6 +12,7 @@ use ram_core::job::{Failure, Job, Outcome};
 use ram_infer::engine::{Chat, Prompt, Request};
 use tokio::time::{Instant, timeout};
 
+use super::answer::Thinks;
 use super::load::Load;
 use super::shelf::{Take, Wish};
 use super::{Answer, Served, Step, Worker};
@@ -97,8 +98,9 @@ impl Lease {
             let format = self.engine.info().call_format.filter(|_| !tools.is_empty());
             let calls = format.map(|format| CallFilter::new(format, tools.clone(), Parallel::Many, id));
             let chat = Chat { messages, tools, template_kwargs: chat_template_kwargs };
+            let thinks = if params.format.is_text() { Thinks::Anywhere } else { Thinks::First };
             let generation = self.engine.submit(Request { prompt: Prompt::Chat(chat), params })?;
-            Ok(Answer::new(self, generation, calls))
+            Ok(Answer::new(self, generation, thinks, calls))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }

@@ -33,7 +33,7 @@ fn clever(slots: u16) -> Limits {
 
 fn answer(prompt: &[u32], tokens_max: u64, sampling: Sampling) -> Answer {
     let tokens_max = TokenCount::new(tokens_max);
-    let params = GenerationParams { max_tokens: tokens_max, stop: Vec::new(), sampling };
+    let params = GenerationParams::new(tokens_max, sampling);
     Answer::new(Arc::clone(&TOKENIZER), Arc::new([]), prompt, params, tokens_max)
 }
 
