@@ -7,7 +7,7 @@
 //! | [`layers`] | which run of a model's layers |
 //! | [`catalog`] | what a model is: shape, size, price class |
 //! | [`chat`] | what was said, and how a model wants to read it |
-//! | [`format`] | what an answer must look like |
+//! | [`mod@format`] | what an answer must look like |
 //! | [`job`] | what is asked for, and how it ended |
 //! | [`provider`] | what a node says of itself |
 //! | [`memory`] | does it fit, and if not, why |
