@@ -8,8 +8,8 @@
 //! | `grammar` | text of `grammar.definition`, in the `grammar.syntax` `regex`; not OpenAI's here |
 //!
 //! With `strict: true` a keyword that cannot be enforced is refused by the provider; without, it has no effect. The
-//! schema's limits are those of [`ram_core::format`]. Grammars in the manner of Lark are for embedders: a stranger's could
-//! cost more than its bytes show.
+//! schema's limits are those of [`ram_core::format`]. Grammars in the manner of Lark are for embedders: a stranger's
+//! could cost more than its bytes show.
 
 use serde_json::Value;
 

@@ -17,7 +17,7 @@
 //! | `functions`, `function_call` | refused unless they ask for nothing; successors: `tools`, `tool_choice` |
 //! | `chat_template_kwargs` | variables of the model's chat template; not OpenAI's |
 //! | `reasoning_effort` | a hint to the model's chat template: see [`ChatRequest::chat_template_kwargs`] |
-//! | `response_format` | honoured: `text`, `json_object`, `json_schema`, and a `grammar` of our own; not with functions |
+//! | `response_format` | honoured: `text`, `json_object`, `json_schema`, and our own `grammar`; not with functions |
 //! | `verbosity`, `service_tier` | `medium`; `auto` and `default`; others refused |
 //! | `modalities`, `store`, `prompt_cache_retention` | `["text"]`; false; `in_memory`; others refused |
 //! | `metadata`, `user`, `safety_identifier`, `prompt_cache_key` | checked and accepted; they ask for nothing |
