@@ -149,7 +149,7 @@ impl Model {
                 Body::Device(Box::new(DeviceModel::load(&root, recipe(&config)?, tied)?))
             }
         };
-        weights.check_all_taken(|name| is_left_over(name, &config, tied) || !is_of(name, shard))?;
+        weights.check_all_taken(|name| is_left_over(name, &config, tied) || !is_of(name, shard, tied))?;
         let weight_bytes = weights.taken_bytes();
         Ok(Self { config, device: options.device, shard, weight_bytes, body })
     }
@@ -403,7 +403,7 @@ fn layer_of(tensor: &str) -> Option<u16> {
 }
 
 /// Whether a tensor belongs to a shard, or to no shard in particular.
-fn is_of(tensor: &str, shard: Shard) -> bool {
+fn is_of(tensor: &str, shard: Shard, tied: bool) -> bool {
     let tensor = inside(tensor);
     let Some(inner) = tensor.strip_prefix("model.") else {
         return shard.head || !tensor.starts_with("lm_head.");
@@ -412,7 +412,7 @@ fn is_of(tensor: &str, shard: Shard) -> bool {
         return layer_of(tensor).is_none_or(|number| shard.layers.contains(number));
     }
     match inner.split('.').next() {
-        Some("embed_tokens") => shard.embed || shard.head,
+        Some("embed_tokens") => shard.embed || (shard.head && tied),
         Some("norm") => shard.head,
         _ => true,
     }
