@@ -17,7 +17,9 @@ use ram_core::units::Bytes;
 use crate::batch::{BLOCK_TOKENS, BlockId, Part};
 use crate::error::InferError;
 use crate::gpu::DeviceKv;
+use crate::kernel::{Floats, from_bf16, to_bf16};
 use crate::pool::Scattered;
+use crate::simd::{self, Kernel, MultiplyAdd};
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -357,43 +359,117 @@ impl Blocks<'_> {
         }
     }
 
-    /// Reads keys (D, 32) and values (32, D) of a block, as f32.
+    /// Keys and values of a head in a block.
     ///
     /// # Safety
     /// Nobody writes this head of this block meanwhile.
     #[expect(unsafe_code, reason = "threads read heads that nobody writes")]
-    #[inline(always)]
-    pub(crate) unsafe fn read(&self, block: BlockId, at: Head, keys_out: &mut [f32], values_out: &mut [f32]) {
+    pub(crate) unsafe fn head(&self, block: BlockId, at: Head) -> Stored<'_> {
         let Place { start, keys, values, scales } = self.place(at);
         let middle = start + keys * BLOCK_TOKENS;
-        let end = middle + values * BLOCK_TOKENS;
-        match &self.blocks[block.0 as usize] {
-            View::Absent => unreachable!("admit() makes all blocks of a pass"),
-            View::F32(numbers) => {
-                // SAFETY: this head alone, by the caller's promise.
-                keys_out.copy_from_slice(unsafe { numbers.view(start..middle) });
-                // SAFETY: this head alone, by the caller's promise.
-                values_out.copy_from_slice(unsafe { numbers.view(middle..end) });
+        let (keys, values) = (start..middle, middle..middle + values * BLOCK_TOKENS);
+        // SAFETY: this head alone, by the caller's promise.
+        unsafe {
+            match &self.blocks[block.0 as usize] {
+                View::Absent => unreachable!("admit() makes all blocks of a pass"),
+                View::F32(all) => Stored::F32 { keys: all.view(keys), values: all.view(values) },
+                View::Bf16(all) => Stored::Bf16 { keys: all.view(keys), values: all.view(values) },
+                View::Int8 { codes, scales: all } => {
+                    let scales = all.view(scales..scales + 2 * BLOCK_TOKENS).split_at(BLOCK_TOKENS);
+                    Stored::Int8 { keys: codes.view(keys), values: codes.view(values), scales }
+                }
             }
-            View::Bf16(numbers) => {
-                // SAFETY: this head alone, by the caller's promise.
-                let (keys, values) = unsafe { (numbers.view(start..middle), numbers.view(middle..end)) };
-                keys_out.iter_mut().zip(keys).for_each(|(out, stored)| *out = from_bf16(*stored));
-                values_out.iter_mut().zip(values).for_each(|(out, stored)| *out = from_bf16(*stored));
+        }
+    }
+}
+
+/// Keys (D, 32) and values (32, D) of a head, as they are kept.
+#[derive(Clone, Copy)]
+pub(crate) enum Stored<'a> {
+    F32 {
+        keys: &'a [f32],
+        values: &'a [f32],
+    },
+    Bf16 {
+        keys: &'a [u16],
+        values: &'a [u16],
+    },
+    Int8 {
+        keys: &'a [i8],
+        values: &'a [i8],
+        /// Of each position's key, and of its value.
+        scales: (&'a [f32], &'a [f32]),
+    },
+}
+
+impl<'a> Stored<'a> {
+    /// Keys and values to compute with: as they are where that is possible and, with `direct`, pays; else as f32, in
+    /// these buffers.
+    pub(crate) fn floats(
+        self,
+        direct: bool,
+        key_room: &'a mut [f32],
+        value_room: &'a mut [f32],
+    ) -> (Floats<'a>, Floats<'a>) {
+        match self {
+            Self::F32 { keys, values } => (Floats::F32(keys), Floats::F32(values)),
+            Self::Bf16 { keys, values } if direct => (Floats::Bf16(keys), Floats::Bf16(values)),
+            _ => {
+                let (key_room, value_room) = (&mut key_room[..self.keys()], &mut value_room[..self.values()]);
+                simd::run(Widen { stored: self, keys: &mut *key_room, values: &mut *value_room });
+                (Floats::F32(key_room), Floats::F32(value_room))
             }
-            View::Int8 { codes, scales: all } => {
-                // SAFETY: this head alone, by the caller's promise.
-                let (keys, coded) = unsafe { (codes.view(start..middle), codes.view(middle..end)) };
-                // SAFETY: this head alone, by the caller's promise.
-                let scales = unsafe { all.view(scales..scales + 2 * BLOCK_TOKENS) };
-                let (key_scales, value_scales) = scales.split_at(BLOCK_TOKENS);
-                let rows = keys_out.chunks_exact_mut(BLOCK_TOKENS).zip(keys.chunks_exact(BLOCK_TOKENS));
+        }
+    }
+
+    const fn keys(&self) -> usize {
+        match self {
+            Self::F32 { keys, .. } => keys.len(),
+            Self::Bf16 { keys, .. } => keys.len(),
+            Self::Int8 { keys, .. } => keys.len(),
+        }
+    }
+
+    const fn values(&self) -> usize {
+        match self {
+            Self::F32 { values, .. } => values.len(),
+            Self::Bf16 { values, .. } => values.len(),
+            Self::Int8 { values, .. } => values.len(),
+        }
+    }
+}
+
+/// Writes what is stored as f32.
+struct Widen<'s, 'a> {
+    stored: Stored<'s>,
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+}
+
+impl Kernel for Widen<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: MultiplyAdd>(self) {
+        let Self { stored, keys: key_out, values: value_out } = self;
+        match stored {
+            Stored::F32 { keys, values } => {
+                key_out.copy_from_slice(keys);
+                value_out.copy_from_slice(values);
+            }
+            Stored::Bf16 { keys, values } => {
+                key_out.iter_mut().zip(keys).for_each(|(out, stored)| *out = from_bf16(*stored));
+                value_out.iter_mut().zip(values).for_each(|(out, stored)| *out = from_bf16(*stored));
+            }
+            Stored::Int8 { keys, values, scales: (key_scales, value_scales) } => {
+                let rows = key_out.chunks_exact_mut(BLOCK_TOKENS).zip(keys.chunks_exact(BLOCK_TOKENS));
                 for (out, row) in rows {
                     for ((out, code), scale) in out.iter_mut().zip(row).zip(key_scales) {
                         *out = f32::from(*code) * scale;
                     }
                 }
-                let rows = values_out.chunks_exact_mut(values.max(1)).zip(coded.chunks_exact(values.max(1)));
+                let width = (values.len() / BLOCK_TOKENS).max(1);
+                let rows = value_out.chunks_exact_mut(width).zip(values.chunks_exact(width));
                 for ((out, row), scale) in rows.zip(value_scales) {
                     out.iter_mut().zip(row).for_each(|(out, code)| *out = f32::from(*code) * scale);
                 }
@@ -409,19 +485,6 @@ fn coder(vector: &[f32]) -> (impl Fn(f32) -> i8, f32) {
     let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
     #[expect(clippy::cast_possible_truncation, reason = "at most 127 by the scale; a cast saturates")]
     (move |x: f32| (x * inverse).round() as i8, scale)
-}
-
-/// Rounds to the nearest bf16, ties to even.
-#[inline(always)]
-pub(crate) fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
-    (rounded >> 16) as u16
-}
-
-#[inline(always)]
-pub(crate) fn from_bf16(stored: u16) -> f32 {
-    f32::from_bits(u32::from(stored) << 16)
 }
 
 fn zeros<T: Clone + Default>(count: usize) -> Box<[T]> {
@@ -476,7 +539,8 @@ mod tests {
                 for at in places {
                     let (mut keys, mut values) = (vec![0.0; KEYS * BLOCK_TOKENS], vec![0.0; VALUES * BLOCK_TOKENS]);
                     // SAFETY: one thread.
-                    unsafe { blocks.read(block, at, &mut keys, &mut values) };
+                    let stored = unsafe { blocks.head(block, at) };
+                    simd::run(Widen { stored, keys: &mut keys, values: &mut values });
                     for offset in 0..BLOCK_TOKENS {
                         let (key, value) = vectors(at, offset);
                         for (i, key) in key.iter().enumerate() {
@@ -516,14 +580,5 @@ mod tests {
         assert_eq!(twice, Err(InferError::CacheOfAnotherModel));
         let beyond = Part { slot: 2, ..part(&[0], 0, &blocks) };
         assert_eq!(pool.admit(&[beyond]), Err(InferError::CacheOfAnotherModel));
-    }
-
-    #[test]
-    fn bf16_rounds_to_even() {
-        for (x, expected) in
-            [(1.0, 0x3f80), (1.0 + 1.0 / 256.0, 0x3f80), (1.0 + 3.0 / 256.0, 0x3f82), (-2.5, 0xc020)]
-        {
-            assert_eq!(to_bf16(x), expected);
-        }
     }
 }

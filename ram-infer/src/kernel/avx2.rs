@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "instructions of a kind of processor")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::floats::TWO_POW_120;
@@ -26,6 +27,16 @@ pub(super) struct Sums {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn enter<K: Kernel>(kernel: K) {
     kernel.run::<Avx2>();
+}
+
+/// Its argument, which the compiler now believes to be any. It would make sums in another order, for which there are not
+/// enough registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_order(mut sums: __m256i) -> __m256i {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {0} */", inout(ymm_reg) sums, options(pure, nomem, nostack, preserves_flags)) };
+    sums
 }
 
 impl Isa for Avx2 {
@@ -92,11 +103,10 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn dot(sums: Self::P, codes: Self::B, x: *const u32) -> Self::P {
         let x = _mm256_set1_epi32(x.read().cast_signed());
-        let Sums { wide, narrow } = sums;
-        let narrow = [
-            _mm256_add_epi16(narrow[0], _mm256_maddubs_epi16(codes[0], x)),
-            _mm256_add_epi16(narrow[1], _mm256_maddubs_epi16(codes[1], x)),
-        ];
+        let Sums { wide, mut narrow } = sums;
+        for half in 0..2 {
+            narrow[half] = in_order(_mm256_add_epi16(narrow[half], _mm256_maddubs_epi16(codes[half], x)));
+        }
         Sums { wide, narrow }
     }
 

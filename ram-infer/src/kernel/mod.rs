@@ -7,6 +7,7 @@
 //! | [`product`] | the kernels, written once |
 //! | [`codes`] | what a kernel makes of each kind of weight |
 //! | [`isa`] | what a kernel asks of a processor; one file for each kind: `avx2`, `avx512` |
+//! | [`dense`] | products of matrices that are not packed |
 //! | [`arena`] | memory in huge pages |
 //! | [`floats`] | bf16, f16 and the floats of 8 bits |
 //!
@@ -26,6 +27,7 @@ mod avx2;
 #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
 mod avx512;
 mod codes;
+mod dense;
 mod floats;
 mod inputs;
 #[cfg_attr(
@@ -48,7 +50,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-pub(crate) use self::floats::Float;
+pub(crate) use self::dense::{Floats, Strided, add_products};
+pub(crate) use self::floats::{Float, from_bf16, to_bf16};
 pub(crate) use self::inputs::Inputs;
 pub(crate) use self::layout::{ROWS, Scales};
 

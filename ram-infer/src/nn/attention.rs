@@ -13,6 +13,7 @@ use super::{Pass, Workspace, math, sized};
 use crate::batch::{BLOCK_TOKENS, Part};
 use crate::config::ModelConfig;
 use crate::error::InferError;
+use crate::kernel::{Floats, Strided, add_products};
 use crate::kv::Head;
 use crate::pool::Scattered;
 use crate::scope::Scope;
@@ -233,7 +234,7 @@ fn attend_group<'a>(
             }
             outs.push(out);
         }
-        simd::run(Attend { room, pass, part: &pass.parts[part], at, widths });
+        room.attend(pass, &pass.parts[part], at, widths);
         for (out, found) in outs.into_iter().zip(room.results(widths.group() * widths.values)) {
             out.copy_from_slice(found);
         }
@@ -254,17 +255,30 @@ struct Room {
     queries: Vec<f32>,
     /// (rows, D): averages of values so far, not yet divided.
     sums: Vec<f32>,
-    /// By row: the positions that it sees, the largest score and the sum of weights so far.
     rows: Vec<Row>,
+    /// (rows, 32): of one block the scores, then the weights.
+    weights: Vec<f32>,
     /// (D, 32) and (32, D)
     keys: Vec<f32>,
     values: Vec<f32>,
 }
 
 struct Row {
+    /// Positions.
     sees: Range<usize>,
+    /// The largest score so far.
     largest: f32,
+    /// The sum of the weights so far.
     weight: f32,
+}
+
+impl Row {
+    /// What it sees of a block, counted from the block's first position.
+    fn within(&self, block: usize) -> Range<usize> {
+        let first = block * BLOCK_TOKENS;
+        let clamp = |position: usize| position.clamp(first, first + BLOCK_TOKENS) - first;
+        clamp(self.sees.start)..clamp(self.sees.end)
+    }
 }
 
 impl Room {
@@ -280,53 +294,33 @@ impl Room {
         self.rows.push(Row { sees, largest: f32::NEG_INFINITY, weight: 0.0 });
     }
 
-    /// What was found, `width` numbers at a time.
-    fn results(&self, width: usize) -> impl Iterator<Item = &[f32]> {
-        self.sums.chunks_exact(width)
-    }
-}
-
-/// `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017, eq. 1) for all rows of a room.
-struct Attend<'a> {
-    room: &'a mut Room,
-    pass: &'a Pass<'a>,
-    part: &'a Part<'a>,
-    at: Head,
-    widths: &'a Widths,
-}
-
-impl Kernel for Attend<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<M: MultiplyAdd>(self) {
-        let Self { room, pass, part, at, widths } = self;
-        let Room { queries, sums, rows, keys, values } = room;
-        let (keys, values) =
-            (sized(keys, widths.keys * BLOCK_TOKENS), sized(values, widths.values * BLOCK_TOKENS));
+    /// `softmax(q k^T / sqrt(D)) v` (Vaswani et al. 2017, eq. 1) for all rows.
+    fn attend(&mut self, pass: &Pass<'_>, part: &Part<'_>, at: Head, widths: &Widths) {
+        let Self { queries, sums, rows, weights, keys, values } = self;
         let sums = sized(sums, rows.len() * widths.values);
+        let weights = sized(weights, rows.len() * BLOCK_TOKENS);
         sums.fill(0.0);
         let first = rows.iter().map(|row| row.sees.start).min().unwrap_or(0);
         let end = rows.iter().map(|row| row.sees.end).max().unwrap_or(0);
         for block in first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
             #[expect(unsafe_code, reason = "several threads read a block")]
             // SAFETY: the region before wrote all blocks of this layer, this one writes none.
-            unsafe {
-                if pass.blocks.keeps_values(at.layer) {
-                    pass.blocks.read(part.blocks[block], at, keys, values);
-                } else {
-                    pass.blocks.read(part.blocks[block], at, keys, &mut []);
-                    across(keys, values, widths.values);
-                }
-            }
-            let positions = block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS;
-            let all = queries.chunks_exact(widths.keys).zip(sums.chunks_exact_mut(widths.values));
-            for (row, (query, sums)) in rows.iter_mut().zip(all) {
-                let sees = row.sees.start.max(positions.start)..row.sees.end.min(positions.end);
-                if !sees.is_empty() {
-                    let sees = sees.start - positions.start..sees.end - positions.start;
-                    add_block::<M>(row, query, sums, keys, values, sees);
-                }
+            let stored = unsafe { pass.blocks.head(part.blocks[block], at) };
+            let (keys, values) = if pass.blocks.keeps_values(at.layer) {
+                stored.floats(rows.len() <= DIRECT_ROWS, keys, values)
+            } else {
+                let (keys, _) = stored.floats(false, keys, &mut []);
+                (keys, across(keys, values, widths.values))
+            };
+            weights.fill(0.0);
+            let queries = Strided { floats: queries, stride: widths.keys, count: widths.keys };
+            add_products(queries, keys, BLOCK_TOKENS, weights);
+            simd::run(Weigh { rows, block, weights, sums });
+            for (own, sees) in alike(rows, block) {
+                let weights = &weights[own.start * BLOCK_TOKENS + sees.start..];
+                let weights = Strided { floats: weights, stride: BLOCK_TOKENS, count: sees.len() };
+                let sums = &mut sums[own.start * widths.values..own.end * widths.values];
+                add_products(weights, values.rows(sees, widths.values), widths.values, sums);
             }
         }
         for (row, sums) in rows.iter().zip(sums.chunks_exact_mut(widths.values)) {
@@ -334,74 +328,75 @@ impl Kernel for Attend<'_> {
             sums.iter_mut().for_each(|sum| *sum *= share);
         }
     }
+
+    /// What was found, `width` numbers at a time.
+    fn results(&self, width: usize) -> impl Iterator<Item = &[f32]> {
+        self.sums.chunks_exact(width)
+    }
+}
+
+/// Runs of rows that see the same of a block, and something of it.
+fn alike(rows: &[Row], block: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let mut first = 0;
+    let runs = rows.chunk_by(move |row, next| row.within(block) == next.within(block)).map(move |run| {
+        first += run.len();
+        (first - run.len()..first, run[0].within(block))
+    });
+    runs.filter(|(_, sees)| !sees.is_empty())
 }
 
 /// The beginnings of keys, (D, 32), as values, (32, `width`).
-#[inline(always)]
-fn across(keys: &[f32], values: &mut [f32], width: usize) {
+fn across<'a>(keys: Floats<'_>, values: &'a mut [f32], width: usize) -> Floats<'a> {
+    let Floats::F32(keys) = keys else { unreachable!("keys that were asked for as f32") };
     for (number, keys) in keys.chunks_exact(BLOCK_TOKENS).take(width).enumerate() {
         for (position, key) in keys.iter().enumerate() {
             values[position * width + number] = *key;
         }
     }
+    Floats::F32(&values[..width * BLOCK_TOKENS])
 }
 
-/// Adds the positions `sees` of a block to a row.
-#[inline(always)]
-fn add_block<M: MultiplyAdd>(
-    row: &mut Row,
-    query: &[f32],
-    sums: &mut [f32],
-    keys: &[f32],
-    values: &[f32],
-    sees: Range<usize>,
-) {
-    let mut weights = [0.0; BLOCK_TOKENS];
-    let (keys, _) = keys.as_chunks::<BLOCK_TOKENS>();
-    for (x, keys) in query.iter().zip(keys) {
-        for lane in 0..BLOCK_TOKENS {
-            weights[lane] = M::madd(*x, keys[lane], weights[lane]);
-        }
-    }
-    for (lane, weight) in weights.iter_mut().enumerate() {
-        if !sees.contains(&lane) {
-            *weight = f32::NEG_INFINITY;
-        }
-    }
-    let largest = halved(weights, f32::max).max(row.largest);
-    let kept = math::exp::<M>(row.largest - largest);
-    for weight in &mut weights {
-        *weight = math::exp::<M>(*weight - largest);
-    }
-    row.largest = largest;
-    row.weight = row.weight * kept + halved(weights, |x, y| x + y);
-    let head_dim = sums.len();
-    let (whole, rest) = sums.as_chunks_mut::<BLOCK_TOKENS>();
-    for (number, sums) in whole.iter_mut().enumerate() {
-        let mut own = sums.map(|sum| sum * kept);
-        for position in sees.clone() {
-            let start = position * head_dim + number * BLOCK_TOKENS;
-            let Some(values) = values[start..].first_chunk::<BLOCK_TOKENS>() else {
-                unreachable!("a row of values")
-            };
-            for lane in 0..BLOCK_TOKENS {
-                own[lane] = M::madd(weights[position], values[lane], own[lane]);
+/// Makes weights of the scores of a block, and sums and weights so far smaller where a larger score has come.
+struct Weigh<'a> {
+    rows: &'a mut [Row],
+    block: usize,
+    /// (rows, 32)
+    weights: &'a mut [f32],
+    /// (rows, D)
+    sums: &'a mut [f32],
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: MultiplyAdd>(self) {
+        let Self { rows, block, weights, sums } = self;
+        let width = sums.len() / rows.len();
+        let (weights, _) = weights.as_chunks_mut::<BLOCK_TOKENS>();
+        for ((row, weights), sums) in rows.iter_mut().zip(weights).zip(sums.chunks_exact_mut(width)) {
+            let sees = row.within(block);
+            if sees.is_empty() {
+                continue;
             }
+            weights[..sees.start].fill(f32::NEG_INFINITY);
+            weights[sees.end..].fill(f32::NEG_INFINITY);
+            let largest = halved(weights, f32::max).max(row.largest);
+            let kept = math::exp::<M>(row.largest - largest);
+            for weight in &mut *weights {
+                *weight = math::exp::<M>(*weight - largest);
+            }
+            row.largest = largest;
+            row.weight = row.weight * kept + halved(weights, |x, y| x + y);
+            sums.iter_mut().for_each(|sum| *sum *= kept);
         }
-        *sums = own;
-    }
-    let start = head_dim - rest.len();
-    for (lane, sum) in rest.iter_mut().enumerate() {
-        let add = |sum, position: usize| {
-            M::madd(weights[position], values[position * head_dim + start + lane], sum)
-        };
-        *sum = sees.clone().fold(*sum * kept, add);
     }
 }
 
 /// All numbers joined, halves onto halves.
 #[inline(always)]
-fn halved(mut numbers: [f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> f32 {
+fn halved(numbers: &[f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut numbers = *numbers;
     let mut half = BLOCK_TOKENS / 2;
     while half > 0 {
         for lane in 0..half {
@@ -414,6 +409,8 @@ fn halved(mut numbers: [f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> f
 
 /// Rows of an item: as many as make reading a block worth while, and few enough for a thread's nearest cache.
 const ROWS: usize = 32;
+/// With more rows it pays to make f32 of a block first.
+const DIRECT_ROWS: usize = 8;
 
 #[cfg(test)]
 #[expect(unsafe_code, reason = "one thread alone")]
@@ -493,7 +490,7 @@ mod tests {
             for (query, sees) in &rows {
                 room.push(query, sees.clone(), scale);
             }
-            simd::run(Attend { room: &mut room, pass: &pass, part: &part, at, widths: &widths });
+            room.attend(&pass, &part, at, &widths);
             for ((query, sees), found) in rows.into_iter().zip(room.results(head_dim)) {
                 let expected = expected(&query, &keys, &values, sees);
                 for (found, expected) in found.iter().zip(expected) {
