@@ -57,6 +57,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn put(to: *mut u8, bytes: Self::B) {
+        _mm256_storeu_si256(to.cast(), bytes[0]);
+        _mm256_storeu_si256(to.add(32).cast(), bytes[1]);
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }

@@ -42,6 +42,11 @@ impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn put(to: *mut u8, bytes: Self::B) {
+        _mm512_storeu_si512(to.cast(), bytes);
+    }
+
+    #[inline(always)]
     unsafe fn prefetch(from: *const u8) {
         _mm_prefetch::<_MM_HINT_T0>(from.cast());
     }

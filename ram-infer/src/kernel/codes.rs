@@ -4,18 +4,28 @@
 #![expect(unsafe_code, reason = "kernels read packed weights through pointers")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
+use std::marker::PhantomData;
+
 use super::floats::to_bf16_of_code;
 use super::isa::{Dots, Isa};
 use super::layout::{E2M1_TWICE, ROWS};
 
-/// Weights whose columns can be read as floats.
-pub(super) trait Columns {
+/// What every kernel knows of weights.
+pub(super) trait Weights {
     /// Quads that a kernel does at a stretch, so that their places within vectors are known to the compiler.
     const STEP: usize;
     /// Whether a bias belongs to each scale.
     const BIASED: bool;
     /// Whether there are scales.
     const SCALED: bool;
+}
+
+/// Weights whose columns can be read as floats.
+pub(super) trait Columns: Weights {
+    /// Whether they are f32 as they lie.
+    const FLOATS: bool;
+    /// The same weights once their columns were made f32.
+    type Floats: Columns;
 
     /// Column `col` of quad `quad` of the tile at `tile`, which has `quads` of them.
     ///
@@ -25,13 +35,17 @@ pub(super) trait Columns {
 }
 
 /// Weights that are small integers.
-pub(super) trait Codes: Columns {
+pub(super) trait Codes: Weights {
     /// How many quads' products fit into sums of 16 bits: `RUN * 2 * 127 * (largest code) < 2^15`. Divides `STEP`.
     const RUN: usize;
     /// Whether codes take all 8 bits.
     const WIDE: bool;
     /// What must be added to each code.
     const OFFSET: i32;
+    /// Whether each is a byte as it lies.
+    const BYTES: bool;
+    /// The same weights once their codes were made bytes.
+    type Bytes: Codes;
 
     /// The codes of quad `quad`, as unsigned bytes.
     ///
@@ -41,7 +55,7 @@ pub(super) trait Codes: Columns {
 }
 
 /// Weights that bf16 holds exactly, before their scales.
-pub(super) trait Pairs: Columns {
+pub(super) trait Pairs: Weights {
     /// Columns 0 and 2, or with `odd` 1 and 3, of quad `quad`, as bf16.
     ///
     /// # Safety
@@ -52,10 +66,15 @@ pub(super) trait Pairs: Columns {
 /// MLX's affine codes of `BITS` bits.
 pub(super) struct Bits<const BITS: usize>;
 
-impl<const BITS: usize> Columns for Bits<BITS> {
+impl<const BITS: usize> Weights for Bits<BITS> {
     const STEP: usize = 8;
     const BIASED: bool = true;
     const SCALED: bool = true;
+}
+
+impl<const BITS: usize> Columns for Bits<BITS> {
+    const FLOATS: bool = false;
+    type Floats = Unpacked<true>;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, quads: usize, quad: usize, col: usize) -> I::F {
@@ -71,6 +90,8 @@ impl<const BITS: usize> Codes for Bits<BITS> {
     };
     const WIDE: bool = BITS == 8;
     const OFFSET: i32 = 0;
+    const BYTES: bool = BITS == 8;
+    type Bytes = Bytes<Self>;
 
     #[inline(always)]
     unsafe fn quad<I: Isa>(tile: *const u8, quads: usize, quad: usize) -> I::B {
@@ -115,10 +136,15 @@ impl<const BITS: usize> Pairs for Bits<BITS> {
 /// e2m1 floats, as twice their value.
 pub(super) struct E2m1;
 
-impl Columns for E2m1 {
+impl Weights for E2m1 {
     const STEP: usize = 4;
     const BIASED: bool = false;
     const SCALED: bool = true;
+}
+
+impl Columns for E2m1 {
+    const FLOATS: bool = false;
+    type Floats = Unpacked<false>;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
@@ -131,6 +157,8 @@ impl Codes for E2m1 {
     const RUN: usize = 4;
     const WIDE: bool = false;
     const OFFSET: i32 = -12;
+    const BYTES: bool = false;
+    type Bytes = Bytes<Self>;
 
     #[inline(always)]
     unsafe fn quad<I: Isa>(tile: *const u8, _: usize, quad: usize) -> I::B {
@@ -159,10 +187,15 @@ impl Pairs for E2m1 {
 /// e4m3 floats.
 pub(super) struct E4m3;
 
-impl Columns for E4m3 {
+impl Weights for E4m3 {
     const STEP: usize = 8;
     const BIASED: bool = false;
     const SCALED: bool = true;
+}
+
+impl Columns for E4m3 {
+    const FLOATS: bool = false;
+    type Floats = Unpacked<false>;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
@@ -173,10 +206,15 @@ impl Columns for E4m3 {
 /// Plain bf16.
 pub(super) struct PlainBf16;
 
-impl Columns for PlainBf16 {
+impl Weights for PlainBf16 {
     const STEP: usize = 4;
     const BIASED: bool = false;
     const SCALED: bool = false;
+}
+
+impl Columns for PlainBf16 {
+    const FLOATS: bool = false;
+    type Floats = PlainF32;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
@@ -194,10 +232,15 @@ impl Pairs for PlainBf16 {
 /// Plain f16.
 pub(super) struct PlainF16;
 
-impl Columns for PlainF16 {
+impl Weights for PlainF16 {
     const STEP: usize = 4;
     const BIASED: bool = false;
     const SCALED: bool = false;
+}
+
+impl Columns for PlainF16 {
+    const FLOATS: bool = false;
+    type Floats = PlainF32;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
@@ -208,14 +251,60 @@ impl Columns for PlainF16 {
 /// Plain f32.
 pub(super) struct PlainF32;
 
-impl Columns for PlainF32 {
+impl Weights for PlainF32 {
     const STEP: usize = 4;
     const BIASED: bool = false;
     const SCALED: bool = false;
+}
+
+impl Columns for PlainF32 {
+    const FLOATS: bool = true;
+    type Floats = Self;
 
     #[inline(always)]
     unsafe fn column<I: Isa>(tile: *const u8, _: usize, quad: usize, col: usize) -> I::F {
         I::f32(tile.add(4 * ROWS * (4 * quad + col)))
+    }
+}
+
+/// Columns that were made floats, with scales beside them and with `BIASED` biases.
+pub(super) struct Unpacked<const BIASED: bool>;
+
+impl<const BIASED: bool> Weights for Unpacked<BIASED> {
+    const STEP: usize = 4;
+    const BIASED: bool = BIASED;
+    const SCALED: bool = true;
+}
+
+impl<const BIASED: bool> Columns for Unpacked<BIASED> {
+    const FLOATS: bool = true;
+    type Floats = Self;
+
+    #[inline(always)]
+    unsafe fn column<I: Isa>(columns: *const u8, quads: usize, quad: usize, col: usize) -> I::F {
+        PlainF32::column::<I>(columns, quads, quad, col)
+    }
+}
+
+/// Codes that were made bytes.
+pub(super) struct Bytes<C>(PhantomData<C>);
+
+impl<C: Codes> Weights for Bytes<C> {
+    const STEP: usize = C::STEP;
+    const BIASED: bool = C::BIASED;
+    const SCALED: bool = C::SCALED;
+}
+
+impl<C: Codes> Codes for Bytes<C> {
+    const RUN: usize = C::RUN;
+    const WIDE: bool = C::WIDE;
+    const OFFSET: i32 = C::OFFSET;
+    const BYTES: bool = true;
+    type Bytes = Self;
+
+    #[inline(always)]
+    unsafe fn quad<I: Isa>(codes: *const u8, _: usize, quad: usize) -> I::B {
+        I::load(codes.add(64 * quad))
     }
 }
 

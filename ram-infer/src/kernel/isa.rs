@@ -155,6 +155,8 @@ pub(super) trait Isa: Sized {
 
     /// Reads 64 bytes.
     unsafe fn load(from: *const u8) -> Self::B;
+    /// Writes 64 bytes.
+    unsafe fn put(to: *mut u8, bytes: Self::B);
     /// Asks for a cache line that is read later; any address will do.
     unsafe fn prefetch(from: *const u8);
     /// `bytes & mask`, byte by byte.
@@ -255,6 +257,11 @@ impl Isa for Plain {
     #[inline(never)]
     unsafe fn load(from: *const u8) -> Self::B {
         from.cast::<Self::B>().read_unaligned()
+    }
+
+    #[inline(never)]
+    unsafe fn put(to: *mut u8, bytes: Self::B) {
+        to.cast::<Self::B>().write_unaligned(bytes);
     }
 
     #[inline(never)]

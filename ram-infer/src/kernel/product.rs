@@ -13,9 +13,10 @@
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::codes::{Bits, Codes, Columns, E2m1, E4m3, Pairs, PlainBf16, PlainF16, PlainF32};
+use super::codes::{Bits, Codes, Columns, E2m1, E4m3, Pairs, PlainBf16, PlainF16, PlainF32, Weights};
 use super::floats::Float;
 use super::inputs::{Form, Inputs, WIDTH_MAX};
 use super::isa::{DotKernel, Dots, Isa, Kernel};
@@ -111,23 +112,46 @@ impl Product<'_> {
         unsafe { processor.run(Floats::<C>(self, PhantomData)) }
     }
 
-    /// Does all tokens, by blocks of as many as there are kernels for.
+    /// Whether there are tokens enough to take the codes apart once for all of them. Kernels of several tokens are
+    /// compiled for codes that were taken apart alone.
+    #[inline(always)]
+    fn is_unpacked<I: Isa>(&self) -> bool {
+        I::TOKENS_MAX >= UNPACK_TOKENS && self.tokens.len() >= UNPACK_TOKENS
+    }
+
+    /// Does all tokens with the codes as they lie.
     #[inline(always)]
     unsafe fn by_blocks<I: Isa, B: Blocks<I>>(self) {
+        let (rows, tile_bytes) = (self.rows.as_ptr(), self.layout.tile_bytes);
+        let stretch = if self.tokens.len() > B::TOKENS_MAX { STRETCH_BYTES } else { self.rows.len() };
+        self.by_stretches::<I, B>(stretch / tile_bytes, |groups| Lying {
+            first: rows.add(groups.start * tile_bytes),
+            step: tile_bytes,
+        });
+    }
+
+    /// Does all tokens, by stretches of so many groups (one at least) and blocks of as many tokens as there are kernels
+    /// for. `ready` says where the codes of a stretch are.
+    #[inline(always)]
+    unsafe fn by_stretches<I: Isa, B: Blocks<I>>(
+        self,
+        stretch: usize,
+        mut ready: impl FnMut(&Range<usize>) -> Lying,
+    ) {
         let (layout, tokens) = (self.layout, self.tokens);
-        let stretch = (STRETCH_BYTES / layout.tile_bytes).max(1);
-        let stretch = if tokens.len() > B::TOKENS_MAX { stretch } else { layout.groups };
-        for first in (0..layout.groups).step_by(stretch) {
-            let groups = first..layout.groups.min(first + stretch);
+        for first in (0..layout.groups).step_by(stretch.max(1)) {
+            let groups = first..layout.groups.min(first + stretch.max(1));
+            let codes = ready(&groups);
             let mut token = tokens.start;
             while token < tokens.end {
                 let out = self.out.as_mut_ptr().add((token - tokens.start) * ROWS);
                 let left = tokens.end - token;
-                let (tile, factor, inputs) = (self.rows.as_ptr(), self.factor, self.inputs);
-                let at = At { tile, layout, factor, inputs, token };
+                let tile = self.rows.as_ptr().add(first * layout.tile_bytes);
+                let (factor, inputs) = (self.factor, self.inputs);
+                let at = At { first, tile, codes, layout, factor, inputs, token };
                 macro_rules! block {
                     ($count:literal) => {
-                        if $count <= I::TOKENS_MAX
+                        if $count <= B::TOKENS_MAX
                             && $count <= left
                             && token.is_multiple_of($count.min(WIDTH_MAX))
                         {
@@ -157,10 +181,22 @@ trait Blocks<I: Isa> {
     unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32);
 }
 
+/// Where the codes of some groups of 16 rows lie.
+#[derive(Clone, Copy)]
+struct Lying {
+    /// Those of the first group.
+    first: *const u8,
+    /// Bytes from one group to the next.
+    step: usize,
+}
+
 /// Where a kernel of blocks works.
 struct At<'a> {
-    /// The first tile of the 16 rows.
+    /// The first group of the stretch.
+    first: usize,
+    /// Its tile.
     tile: *const u8,
+    codes: Lying,
     layout: &'a Layout,
     factor: f32,
     inputs: &'a Inputs,
@@ -169,6 +205,18 @@ struct At<'a> {
 }
 
 impl At<'_> {
+    /// The tile of a group of the stretch.
+    #[inline(always)]
+    unsafe fn tile(&self, group: usize) -> *const u8 {
+        self.tile.add((group - self.first) * self.layout.tile_bytes)
+    }
+
+    /// The codes of a group of the stretch.
+    #[inline(always)]
+    unsafe fn codes(&self, group: usize) -> *const u8 {
+        self.codes.first.add((group - self.first) * self.codes.step)
+    }
+
     /// The scales (`number` 0) or biases (1) of a tile.
     #[inline(always)]
     unsafe fn scales<I: Isa>(&self, tile: *const u8, number: usize) -> I::F {
@@ -241,12 +289,40 @@ struct Integers<'a, C>(Product<'a>, PhantomData<C>);
 impl<C: Codes> Kernel for Integers<'_, C> {
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        self.0.by_blocks::<I, Self>();
+        let Self(product, _) = self;
+        if C::BYTES || !product.is_unpacked::<I>() {
+            product.by_blocks::<I, Self>();
+            return;
+        }
+        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
+        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<u8>());
+        let step = layout.group * ROWS;
+        product.by_stretches::<I, Integers<'_, C::Bytes>>(STRETCH_BYTES / step, |groups| {
+            for (place, group) in groups.clone().enumerate() {
+                unpack_codes::<I, C>(
+                    rows.add(group * layout.tile_bytes),
+                    layout.group / 4,
+                    room.add(place * step),
+                );
+            }
+            Lying { first: room, step }
+        });
+    }
+}
+
+/// Writes the codes of a tile, 64 bytes for each quad.
+#[inline(always)]
+unsafe fn unpack_codes<I: Isa, C: Codes>(tile: *const u8, quads: usize, out: *mut u8) {
+    for step in 0..quads / C::STEP {
+        stretch!(C::STEP, Q => {
+            let quad = step * C::STEP + Q;
+            I::put(out.add(64 * quad), C::quad::<I>(tile, quads, quad));
+        });
     }
 }
 
 impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
-    const TOKENS_MAX: usize = I::TOKENS_MAX;
+    const TOKENS_MAX: usize = if C::BYTES { I::TOKENS_MAX } else { 1 };
 
     #[inline(always)]
     unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
@@ -259,7 +335,7 @@ impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
         let offset = C::OFFSET + if C::WIDE { I::WIDE_OFFSET } else { 0 };
         let mut sums = begin::<I, M>(fresh, out);
         for group in groups {
-            let tile = at.tile.add(group * layout.tile_bytes);
+            let tile = at.tile(group);
             at.prefetch::<I, M>(tile);
             let mut integers = [I::start(0); M];
             if offset != 0 {
@@ -269,7 +345,8 @@ impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
             }
             let mut x = x.from(group * quads);
             for step in 0..quads / C::STEP {
-                stretch!(C::STEP, Q => Self::quad::<I, M, Q>(tile, quads, step, x, &mut integers));
+                let codes = at.codes(group);
+                stretch!(C::STEP, Q => Self::quad::<I, M, Q>(codes, quads, step, x, &mut integers));
                 x = x.from(C::STEP);
             }
             let mut scales = at.scales::<I>(tile, 0);
@@ -295,13 +372,13 @@ impl<C: Codes> Integers<'_, C> {
     /// Adds the products of quad `Q` of a step, at which `x` stands.
     #[inline(always)]
     unsafe fn quad<I: Isa, const M: usize, const Q: usize>(
-        tile: *const u8,
+        codes: *const u8,
         quads: usize,
         step: usize,
         x: Streams<'_, u32, M>,
         sums: &mut [I::P; M],
     ) {
-        let codes = C::quad::<I>(tile, quads, step * C::STEP + Q);
+        let codes = C::quad::<I>(codes, quads, step * C::STEP + Q);
         for i in 0..M {
             let x = x.at(Q, i);
             if C::WIDE {
@@ -364,12 +441,39 @@ struct Floats<'a, C>(Product<'a>, PhantomData<C>);
 impl<C: Columns> Kernel for Floats<'_, C> {
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        self.0.by_blocks::<I, Self>();
+        let Self(product, _) = self;
+        if C::FLOATS || !product.is_unpacked::<I>() {
+            product.by_blocks::<I, Self>();
+            return;
+        }
+        let mut room = [const { MaybeUninit::<f32>::uninit() }; ROOM_COLUMNS * ROWS];
+        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<f32>());
+        product.by_stretches::<I, Floats<'_, C::Floats>>(ROOM_COLUMNS / layout.group, |groups| {
+            for (place, group) in groups.clone().enumerate() {
+                let tile = rows.add(group * layout.tile_bytes);
+                unpack::<I, C>(tile, layout.group / 4, room.add(place * layout.group * ROWS));
+            }
+            Lying { first: room.cast(), step: size_of::<f32>() * layout.group * ROWS }
+        });
+    }
+}
+
+/// Writes the columns of a tile, 16 floats each.
+#[inline(always)]
+unsafe fn unpack<I: Isa, C: Columns>(tile: *const u8, quads: usize, out: *mut f32) {
+    for step in 0..quads / C::STEP {
+        stretch!(C::STEP, Q => for col in 0..4 {
+            let quad = step * C::STEP + Q;
+            I::store(out.add((4 * quad + col) * ROWS), C::column::<I>(tile, quads, quad, col));
+        });
     }
 }
 
 impl<I: Isa, C: Columns> Blocks<I> for Floats<'_, C> {
-    const TOKENS_MAX: usize = if I::TOKENS_MAX < 4 { I::TOKENS_MAX } else { 4 };
+    const TOKENS_MAX: usize = match I::TOKENS_MAX {
+        4.. if C::FLOATS => 4,
+        _ => 1,
+    };
 
     #[inline(always)]
     unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
@@ -421,7 +525,7 @@ trait Quads<I: Isa, T> {
 /// A group's products are a chain in which each waits for the one before, so with few tokens two groups are done side
 /// by side.
 #[inline(always)]
-unsafe fn by_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize>(
+unsafe fn by_groups<I: Isa, K: Quads<I, T>, C: Weights, T: Copy, const M: usize>(
     at: &At<'_>,
     x: Streams<'_, T, M>,
     groups: Range<usize>,
@@ -445,7 +549,7 @@ unsafe fn by_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize>
 
 /// Adds the `G` groups from `first` on to the sums of `M` tokens.
 #[inline(always)]
-unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usize, const G: usize>(
+unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Weights, T: Copy, const M: usize, const G: usize>(
     at: &At<'_>,
     x: Streams<'_, T, M>,
     first: usize,
@@ -453,17 +557,16 @@ unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usiz
 ) {
     let layout = at.layout;
     let quads = layout.group / 4;
-    let tiles = at.tile.add(first * layout.tile_bytes);
     let mut products = [[I::zero(); M]; G];
     let mut streams = [x; G];
     for g in 0..G {
-        at.prefetch::<I, M>(tiles.add(g * layout.tile_bytes));
+        at.prefetch::<I, M>(at.tile(first + g));
         streams[g] = x.from((first + g) * quads * K::UNITS);
     }
     for step in 0..quads / C::STEP {
         stretch!(C::STEP, Q => for g in 0..G {
-            let tile = tiles.add(g * layout.tile_bytes);
-            K::quad::<M, Q>(tile, quads, step * C::STEP + Q, streams[g], &mut products[g]);
+            let codes = at.codes(first + g);
+            K::quad::<M, Q>(codes, quads, step * C::STEP + Q, streams[g], &mut products[g]);
         });
         for stream in &mut streams {
             *stream = stream.from(C::STEP * K::UNITS);
@@ -471,7 +574,7 @@ unsafe fn some_groups<I: Isa, K: Quads<I, T>, C: Columns, T: Copy, const M: usiz
     }
     let inputs = Streams::<_, M>::of(&at.inputs.parts.sums, at, layout.groups);
     for g in 0..G {
-        let tile = tiles.add(g * layout.tile_bytes);
+        let tile = at.tile(first + g);
         let mut scales = I::splat(&at.factor);
         if C::BIASED {
             scales = at.scales::<I>(tile, 0);
@@ -509,6 +612,10 @@ unsafe fn end<I: Isa, const M: usize>(sums: [I::F; M], out: *mut f32) {
     }
 }
 
+/// With as many tokens codes are taken apart once for all of them.
+const UNPACK_TOKENS: usize = 4;
+/// Columns that are floats at a time: with the inputs of a block of tokens they fill about half of the nearest cache.
+const ROOM_COLUMNS: usize = 256;
 /// Packed weights that a stretch of columns of 16 rows may have: about half of the nearest cache.
 const STRETCH_BYTES: usize = 16 << 10;
 /// How far ahead of a kernel memory is asked for.
