@@ -510,6 +510,6 @@ unsafe fn end<I: Isa, const M: usize>(sums: [I::F; M], out: *mut f32) {
 }
 
 /// Packed weights that a stretch of columns of 16 rows may have: about half of the nearest cache.
-const STRETCH_BYTES: usize = 16 << 10;
+pub(super) const STRETCH_BYTES: usize = 16 << 10;
 /// How far ahead of a kernel memory is asked for.
 const AHEAD_BYTES: usize = 4096;
