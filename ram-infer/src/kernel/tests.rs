@@ -236,6 +236,14 @@ fn columns(format: Format, numbers: &mut Numbers) -> usize {
 }
 
 #[test]
+fn the_processor_is_the_one_that_is_meant() {
+    // Who emulates a processor to test its kernels says which it should be taken for.
+    if let Ok(name) = std::env::var("RAM_TEST_PROCESSOR") {
+        assert_eq!(format!("{:?}", Processor::best()), name);
+    }
+}
+
+#[test]
 fn products_in_every_format_agree_with_those_in_f64() {
     let mut numbers = Numbers(1);
     for (format, float) in formats() {
