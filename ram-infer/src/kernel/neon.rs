@@ -7,7 +7,7 @@
 //! The 32 registers hold the integer sums of four tokens, a quad's codes and the inputs. The sums over groups wait
 //! in memory while those of a group are made.
 
-#![expect(clippy::cast_possible_wrap, reason = "shifts are small")]
+#![expect(clippy::cast_possible_truncation, reason = "shifts are small")]
 #![expect(unsafe_code, reason = "instructions of a kind of processor")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
@@ -99,6 +99,7 @@ impl<const SDOT: bool> Isa for Neon<SDOT> {
     }
 
     #[inline(always)]
+    #[expect(clippy::pointers_in_nomem_asm_block, reason = "nothing is read that a program could see")]
     unsafe fn prefetch(from: *const u8) {
         asm!("prfm pldl1keep, [{from}]", from = in(reg) from, options(nomem, nostack, preserves_flags));
     }
