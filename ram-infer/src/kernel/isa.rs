@@ -11,6 +11,9 @@
 )]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line of the operations below would be a block of its own")]
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
+
 use super::floats::{TWO_POW_120, from_bf16, from_f16};
 use super::layout::ROWS;
 
@@ -28,6 +31,12 @@ pub(crate) enum Processor {
     /// x86 with AVX-512, VNNI and BF16.
     #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
     Avx512Bf16,
+    /// ARM of 64 bits.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// ARM of 64 bits with scalar products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod,
     /// `Plain`, made to multiply pairs of bf16, so that what does so is tested anywhere.
     #[cfg(test)]
     PlainDots,
@@ -62,8 +71,20 @@ impl Processor {
         if avx2 { &[Self::Plain, Self::Avx2] } else { &[Self::Plain] }
     }
 
+    /// All kinds that this machine is, the fastest last.
+    #[cfg(target_arch = "aarch64")]
+    pub(crate) fn all() -> &'static [Self] {
+        if !is_aarch64_feature_detected!("neon") {
+            &[Self::Plain]
+        } else if !is_aarch64_feature_detected!("dotprod") {
+            &[Self::Plain, Self::Neon]
+        } else {
+            &[Self::Plain, Self::Neon, Self::NeonDotprod]
+        }
+    }
+
     /// All kinds that this machine is.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub(crate) fn all() -> &'static [Self] {
         &[Self::Plain]
     }
@@ -86,6 +107,10 @@ impl Processor {
     pub(super) unsafe fn run<K: Kernel>(self, kernel: K) {
         match self {
             Self::Plain => Plain::enter(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => super::neon::Neon::<false>::enter(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonDotprod => super::neon::Neon::<true>::enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::avx2::Avx2::enter(kernel),
             #[cfg(all(target_arch = "x86_64", feature = "avx512"))]

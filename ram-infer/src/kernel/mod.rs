@@ -6,7 +6,7 @@
 //! | [`inputs`] | inputs in the numbers and the order that kernels read |
 //! | [`product`] | the kernels, written once |
 //! | [`codes`] | what a kernel makes of each kind of weight |
-//! | [`isa`] | what a kernel asks of a processor; one file for each kind: `avx2`, `avx512` |
+//! | [`isa`] | what a kernel asks of a processor; one file for each kind: `avx2`, `avx512`, `neon` |
 //! | [`dense`] | products of matrices that are not packed |
 //! | [`arena`] | memory in huge pages |
 //! | [`floats`] | bf16, f16 and the floats of 8 bits |
@@ -36,6 +36,8 @@ mod inputs;
 )]
 mod isa;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg_attr(
     not(all(target_arch = "x86_64", feature = "avx512")),
     allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")

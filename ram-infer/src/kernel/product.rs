@@ -617,6 +617,6 @@ const UNPACK_TOKENS: usize = 4;
 /// Columns that are floats at a time: with the inputs of a block of tokens they fill about half of the nearest cache.
 const ROOM_COLUMNS: usize = 256;
 /// Packed weights that a stretch of columns of 16 rows may have: about half of the nearest cache.
-const STRETCH_BYTES: usize = 16 << 10;
+pub(super) const STRETCH_BYTES: usize = 16 << 10;
 /// How far ahead of a kernel memory is asked for.
 const AHEAD_BYTES: usize = 4096;

@@ -5,6 +5,7 @@
 use super::floats::to_bf16;
 use super::isa::Processor;
 use super::layout::E2M1_TWICE;
+use super::product::STRETCH_BYTES;
 use super::*;
 
 /// Numbers of a linear congruential generator (Knuth's MMIX).
@@ -235,6 +236,14 @@ fn columns(format: Format, numbers: &mut Numbers) -> usize {
 }
 
 #[test]
+fn the_processor_is_the_one_that_is_meant() {
+    // Who emulates a processor to test its kernels says which it should be taken for.
+    if let Ok(name) = std::env::var("RAM_TEST_PROCESSOR") {
+        assert_eq!(format!("{:?}", Processor::best()), name);
+    }
+}
+
+#[test]
 fn products_in_every_format_agree_with_those_in_f64() {
     let mut numbers = Numbers(1);
     for (format, float) in formats() {
@@ -272,7 +281,9 @@ fn columns_past_a_stretch_are_added_too() {
 fn a_token_alone_has_the_results_that_it_has_among_others() {
     let mut numbers = Numbers(3);
     for (format, float) in formats() {
-        let cols = 128 * 40;
+        // A little more than a stretch: of many tokens it is done by stretches, of one at once.
+        let layout = Layout::of(format, 128, float).unwrap();
+        let cols = (STRETCH_BYTES / layout.tile_bytes + 2) * layout.group;
         let stored = Stored::random(format, 16, cols, float, &mut numbers);
         let (packed, tokens) = (stored.pack(), 27);
         let x: Vec<f32> = (0..tokens * cols).map(|_| numbers.float()).collect();
