@@ -95,7 +95,10 @@ impl Attention {
             }
             pass.turns.apply(token, query);
         });
-        math::sigmoid_times(&mut attended[..gates.len()], gates);
+        if self.gated {
+            let row = self.heads * self.head_dim;
+            pass.each_row(attended, row, |token, out| math::sigmoid_times(out, &gates[token * row..][..row]));
+        }
         let output = [&self.o_proj];
         let ready = linear::prepare(pass, attended, &output, &mut space.inputs);
         ready.project(pass, Into::Add, &mut [x]);

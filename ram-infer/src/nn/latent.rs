@@ -135,47 +135,47 @@ impl LatentAttention {
         let queries = sized(&mut room.queries, tokens * heads * mla.qk_head_dim());
         self.queries.project(pass, normed, &mut room.narrow, inputs, queries);
         let by_head = sized(&mut room.by_head, heads * tokens * mla.qk_nope);
-        for (token, queries) in queries.chunks_exact(heads * mla.qk_head_dim()).enumerate() {
-            for (head, query) in queries.chunks_exact(mla.qk_head_dim()).enumerate() {
-                let start = (head * tokens + token) * mla.qk_nope;
-                by_head[start..start + mla.qk_nope].copy_from_slice(&query[..mla.qk_nope]);
-            }
-        }
+        pass.each_row(by_head, mla.qk_nope, |row, out| {
+            let query = &queries[(row % tokens * heads + row / tokens) * mla.qk_head_dim()..];
+            out.copy_from_slice(&query[..mla.qk_nope]);
+        });
         let absorbed = sized(&mut room.absorbed, heads * tokens * mla.kv_lora_rank);
         self.embed_q.project(pass, by_head, &room.runs, inputs, absorbed);
         let widths = self.widths();
         let whole = sized(&mut room.whole, tokens * heads * widths.keys);
-        for (row, whole) in whole.chunks_exact_mut(widths.keys).enumerate() {
+        pass.each_row(whole, widths.keys, |row, whole| {
             let (token, head) = (row / heads, row % heads);
             let (latent, turned) = whole.split_at_mut(mla.kv_lora_rank);
             let start = (head * tokens + token) * mla.kv_lora_rank;
             latent.copy_from_slice(&absorbed[start..start + mla.kv_lora_rank]);
             turned.copy_from_slice(&queries[row * mla.qk_head_dim() + mla.qk_nope..][..mla.qk_rope]);
             pass.turns.apply_to_pairs(token, turned);
-        }
+        });
         let attended = sized(&mut room.attended, tokens * heads * mla.kv_lora_rank);
         attention::attend(pass, layer, &widths, whole, attended, |_, _| {});
-        for (row, found) in attended.chunks_exact(mla.kv_lora_rank).enumerate() {
-            let start = (row % heads * tokens + row / heads) * mla.kv_lora_rank;
-            absorbed[start..start + mla.kv_lora_rank].copy_from_slice(found);
-        }
+        pass.each_row(absorbed, mla.kv_lora_rank, |row, out| {
+            let start = (row % tokens * heads + row / tokens) * mla.kv_lora_rank;
+            out.copy_from_slice(&attended[start..start + mla.kv_lora_rank]);
+        });
         let by_head = sized(&mut room.by_head, heads * tokens * mla.v_head_dim);
         self.unembed_out.project(pass, absorbed, &room.runs, inputs, by_head);
         let attended = sized(&mut room.attended, tokens * heads * mla.v_head_dim);
-        for (row, out) in attended.chunks_exact_mut(mla.v_head_dim).enumerate() {
+        pass.each_row(attended, mla.v_head_dim, |row, out| {
             let start = (row % heads * tokens + row / heads) * mla.v_head_dim;
             out.copy_from_slice(&by_head[start..start + mla.v_head_dim]);
-        }
+        });
         linear::prepare(pass, attended, &[&self.o_proj], inputs).project(pass, Into::Add, &mut [x]);
     }
 
     /// Norms the latents and turns the keys beside them, (T, L + R), and writes both to the blocks.
     fn remember(&self, layer: usize, pass: &Pass<'_>, latents: &mut [f32]) {
         let width = self.mla.kv_lora_rank + self.mla.qk_rope;
-        for (token, row) in latents.chunks_exact_mut(width).enumerate() {
+        pass.each_row(latents, width, |token, row| {
             let (latent, key) = row.split_at_mut(self.mla.kv_lora_rank);
             self.kv_a_layernorm.row(latent);
             pass.turns.apply_to_pairs(token, key);
+        });
+        for (token, row) in latents.chunks_exact(width).enumerate() {
             let (part, position) = attention::place(pass, token);
             let block = part.blocks[position / BLOCK_TOKENS];
             #[expect(unsafe_code, reason = "blocks are written by several threads elsewhere")]

@@ -25,7 +25,7 @@ use std::ops::Range;
 use crate::batch::Part;
 use crate::kernel::{Inputs, Numerics};
 use crate::kv::Blocks;
-use crate::pool::Pool;
+use crate::pool::{Pool, Scattered};
 
 /// What all layers of one pass share.
 pub(crate) struct Pass<'a> {
@@ -73,6 +73,18 @@ impl Pass<'_> {
         } else {
             self.pool.spread(rows, work);
         }
+    }
+
+    /// Does something with the number and the numbers of each row of `out`, (rows, `width`), as [`Self::by_rows`].
+    pub(crate) fn each_row(&self, out: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+        let (rows, out) = (out.len() / width, Scattered::new(out));
+        self.by_rows(rows, width, |rows| {
+            for row in rows {
+                #[expect(unsafe_code, reason = "rows are written by several threads")]
+                // SAFETY: each row is one item of the region.
+                work(row, unsafe { out.part(row * width..(row + 1) * width) });
+            }
+        });
     }
 }
 

@@ -16,7 +16,6 @@ use super::{Pass, Workspace, sized};
 use crate::config::{MoeConfig, Scoring};
 use crate::error::InferError;
 use crate::kernel::Numerics;
-use crate::pool::Scattered;
 use crate::scope::Scope;
 
 /// The experts of one layer.
@@ -94,9 +93,10 @@ impl Experts {
             normed
         } else {
             let rows = sized(rows, slots * width);
-            for (row, token) in rows.chunks_exact_mut(width).zip(&plan.tokens) {
+            pass.each_row(rows, width, |slot, row| {
+                let token = plan.tokens[slot];
                 row.copy_from_slice(&normed[token * width..(token + 1) * width]);
-            }
+            });
             rows
         };
         let inner = sized(inner, slots * self.gate_proj.outputs());
@@ -110,16 +110,11 @@ impl Experts {
 
     /// Adds what each token's experts found, by weight, to its row of `x`.
     fn sum(&self, x: &mut [f32], width: usize, pass: &Pass<'_>, plan: &Plan, found: &[f32]) {
-        let (choices, x) = (self.router.experts_per_token(), Scattered::new(x));
-        pass.by_rows(pass.tokens(), width * choices, |tokens| {
-            for token in tokens {
-                #[expect(unsafe_code, reason = "rows are written by several threads")]
-                // SAFETY: each token is one item of the region.
-                let row = unsafe { x.part(token * width..(token + 1) * width) };
-                for (slot, weight) in &plan.choices[token * choices..(token + 1) * choices] {
-                    let found = &found[slot * width..(slot + 1) * width];
-                    row.iter_mut().zip(found).for_each(|(sum, found)| *sum += weight * found);
-                }
+        let choices = self.router.experts_per_token();
+        pass.each_row(x, width, |token, row| {
+            for (slot, weight) in &plan.choices[token * choices..(token + 1) * choices] {
+                let found = &found[slot * width..(slot + 1) * width];
+                row.iter_mut().zip(found).for_each(|(sum, found)| *sum += weight * found);
             }
         });
     }

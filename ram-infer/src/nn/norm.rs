@@ -2,7 +2,6 @@
 
 use super::Pass;
 use crate::error::InferError;
-use crate::pool::Scattered;
 use crate::scope::Scope;
 use crate::simd::{self, Kernel, LANES, MultiplyAdd};
 
@@ -29,16 +28,9 @@ impl RmsNorm {
     /// Norms each row of `x`, (T, width), into `out`.
     pub(crate) fn rows(&self, pass: &Pass<'_>, x: &[f32], out: &mut [f32]) {
         let width = self.weight.len();
-        let out = Scattered::new(out);
-        pass.by_rows(x.len() / width, width, |rows| {
-            for row in rows {
-                let range = row * width..(row + 1) * width;
-                #[expect(unsafe_code, reason = "rows are written by several threads")]
-                // SAFETY: each row is one item of the region.
-                let out = unsafe { out.part(range.clone()) };
-                out.copy_from_slice(&x[range]);
-                self.row(out);
-            }
+        pass.each_row(out, width, |row, out| {
+            out.copy_from_slice(&x[row * width..(row + 1) * width]);
+            self.row(out);
         });
     }
 
