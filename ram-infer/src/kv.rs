@@ -11,8 +11,10 @@
 //! scale for each position. Layers that keep a state instead of positions have it in a sequence's *slot*.
 
 use std::fmt;
+use std::str::FromStr;
 
 use ram_core::units::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::batch::{BLOCK_TOKENS, BlockId, Part};
 use crate::error::InferError;
@@ -22,7 +24,8 @@ use crate::pool::Scattered;
 use crate::simd::{self, Kernel, MultiplyAdd};
 
 /// How keys and values are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum KvDtype {
     /// In 32 bits, as they are computed.
     F32,
@@ -31,6 +34,24 @@ pub enum KvDtype {
     Bf16,
     /// Rounded to 8 bits, with a scale of 32 bits for each head and position.
     Int8,
+}
+
+/// Why a word is no [`KvDtype`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("keys and values are kept as bf16, int8 or f32")]
+pub struct KvDtypeError;
+
+impl FromStr for KvDtype {
+    type Err = KvDtypeError;
+
+    fn from_str(word: &str) -> Result<Self, KvDtypeError> {
+        match word {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "int8" => Ok(Self::Int8),
+            _ => Err(KvDtypeError),
+        }
+    }
 }
 
 /// What one layer keeps of a sequence.

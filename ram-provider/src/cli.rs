@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use ram_core::id::{NodeName, WalletAddress};
+use ram_infer::kv::KvDtype;
 use tracing::warn;
 
 use crate::config::{
@@ -144,6 +145,9 @@ struct CommonArgs {
     /// Jobs that run at once.
     #[arg(long, value_name = "COUNT", env = "RAM_SLOTS")]
     slots: Option<Slots>,
+    /// How keys and values are kept: bf16, int8 for twice as many tokens in the same memory, or f32.
+    #[arg(long, value_name = "KIND", env = "RAM_KV_CACHE")]
+    kv_cache: Option<KvDtype>,
     #[command(flatten)]
     home: HomeArgs,
     /// Print the configuration that these flags, the environment and config.json make, and stop.
@@ -234,8 +238,8 @@ fn print(text: &str) {
 impl CommonArgs {
     /// The home, and what was given for it.
     fn settings(self, given: Settings) -> Result<(PathBuf, Settings), ProviderError> {
-        let Self { models, preload, memory_cap, slots, home, print_config: _ } = self;
-        Ok((home.resolve()?, Settings { models, preload, memory_cap, slots, ..given }))
+        let Self { models, preload, memory_cap, slots, kv_cache, home, print_config: _ } = self;
+        Ok((home.resolve()?, Settings { models, preload, memory_cap, slots, kv_cache, ..given }))
     }
 
     /// The configuration; `None` when it was only to be printed.

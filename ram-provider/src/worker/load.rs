@@ -14,6 +14,8 @@ use ram_infer::engine::{Engine, EngineConfig};
 use ram_infer::error::InferError;
 use ram_infer::hub::HubError;
 use ram_infer::hub::cache::{Hold, Repository};
+use ram_infer::kv::KvDtype;
+use ram_infer::models::LoadOptions;
 use ram_proto::openai::N_MAX;
 use tracing::{info, warn};
 
@@ -148,7 +150,8 @@ impl Load {
             self.worker.changed();
         }
         let model = Arc::clone(&self.worker.0.models[self.index]);
-        let loading = || Served::load(model, self.worker.0.slots, self.granted);
+        let (slots, kv) = (self.worker.0.slots, self.worker.0.kv_cache);
+        let loading = || Served::load(model, slots, kv, self.granted);
         let loaded = std::panic::catch_unwind(AssertUnwindSafe(loading));
         self.end(loaded.unwrap_or(Err(ProviderError::LoadPanicked)))
     }
@@ -198,7 +201,12 @@ impl Drop for Load {
 
 impl Served {
     /// Loads a model's engine into so much memory. Takes as long as reading its weights.
-    fn load(model: Arc<Model>, slots: NonZeroU16, granted: Bytes) -> Result<Self, ProviderError> {
+    fn load(
+        model: Arc<Model>,
+        slots: NonZeroU16,
+        kv: KvDtype,
+        granted: Bytes,
+    ) -> Result<Self, ProviderError> {
         // Beyond the agent's own bound, for a cancelled run leaves its place here a moment later than there.
         let queue_max = queue_max(slots.get()).saturating_add(slots.get());
         let engine_config = EngineConfig {
@@ -207,7 +215,8 @@ impl Served {
             kv_bytes_max: Some(model.kv_bytes_max(granted)),
             ..EngineConfig::default()
         };
-        match Engine::load(&model.dir, &Device::best(), engine_config) {
+        let options = LoadOptions { kv, ..LoadOptions::new(Device::best()) };
+        match Engine::load_with(&model.dir, &options, engine_config) {
             Ok(engine) => Ok(Self { model, engine }),
             Err(source) => Err(broken(&model.id, &model.dir, source)),
         }

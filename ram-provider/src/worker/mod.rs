@@ -24,6 +24,7 @@ use ram_core::units::{Bytes, TokenCount};
 use ram_infer::engine::Engine;
 use ram_infer::error::InferError;
 use ram_infer::hub::cache::Hold;
+use ram_infer::kv::KvDtype;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -52,6 +53,7 @@ struct Inner {
     models: Vec<Arc<Model>>,
     refused: Vec<(ModelId, ProviderError)>,
     slots: NonZeroU16,
+    kv_cache: KvDtype,
     memory: Mutex<Memory>,
     /// Told at each load, unload and end of an answer.
     changes: watch::Sender<()>,
@@ -129,6 +131,7 @@ impl Worker {
             models,
             refused,
             slots: config.slots,
+            kv_cache: config.kv_cache,
             memory: Mutex::new(memory),
             changes: watch::Sender::new(()),
         }));
