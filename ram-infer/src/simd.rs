@@ -127,3 +127,23 @@ pub(crate) fn total(sums: &[f32; LANES]) -> f32 {
     }
     sums[0]
 }
+
+/// The largest lane; never inlined for the same reason.
+#[inline(never)]
+pub(crate) fn largest(lanes: &[f32; LANES]) -> f32 {
+    let mut lanes = *lanes;
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = larger(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The larger number, in one instruction: unlike `f32::max` it does not look for NaN.
+#[inline(always)]
+pub(crate) fn larger(x: f32, y: f32) -> f32 {
+    if x > y { x } else { y }
+}

@@ -17,7 +17,7 @@ use crate::kernel::{Floats, Strided, add_products};
 use crate::kv::Head;
 use crate::pool::Scattered;
 use crate::scope::Scope;
-use crate::simd::{self, Kernel, MultiplyAdd};
+use crate::simd::{self, Kernel, LANES, MultiplyAdd};
 
 /// The attention of one layer.
 pub(crate) struct Attention {
@@ -384,30 +384,26 @@ impl Kernel for Weigh<'_> {
             }
             weights[..sees.start].fill(f32::NEG_INFINITY);
             weights[sees.end..].fill(f32::NEG_INFINITY);
-            let largest = halved(weights, f32::max).max(row.largest);
+            let largest = simd::larger(simd::largest(&halved(weights, simd::larger)), row.largest);
             let kept = math::exp::<M>(row.largest - largest);
             for weight in &mut *weights {
                 *weight = math::exp::<M>(*weight - largest);
             }
             row.largest = largest;
-            row.weight = row.weight * kept + halved(weights, |x, y| x + y);
+            row.weight = row.weight * kept + simd::total(&halved(weights, |x, y| x + y));
             sums.iter_mut().for_each(|sum| *sum *= kept);
         }
     }
 }
 
-/// All numbers joined, halves onto halves.
+/// The two halves joined, number by number.
 #[inline(always)]
-fn halved(numbers: &[f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut numbers = *numbers;
-    let mut half = BLOCK_TOKENS / 2;
-    while half > 0 {
-        for lane in 0..half {
-            numbers[lane] = join(numbers[lane], numbers[lane + half]);
-        }
-        half /= 2;
+fn halved(numbers: &[f32; BLOCK_TOKENS], join: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut joined = [0.0; LANES];
+    for lane in 0..LANES {
+        joined[lane] = join(numbers[lane], numbers[lane + LANES]);
     }
-    numbers[0]
+    joined
 }
 
 /// Rows of an item: as many as make reading a block worth while, and few enough for a thread's nearest cache.
