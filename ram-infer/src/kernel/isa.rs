@@ -23,10 +23,10 @@ pub(crate) enum Processor {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// x86 with AVX-512 and VNNI.
-    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// x86 with AVX-512, VNNI and BF16.
-    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// `Plain`, made to multiply pairs of bf16, so that what does so is tested anywhere.
     #[cfg(test)]
@@ -45,7 +45,6 @@ impl Processor {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        #[cfg(feature = "avx512")]
         if avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -71,7 +70,7 @@ impl Processor {
     /// Whether it multiplies pairs of bf16: [`Self::run_dots`] may be called.
     pub(super) const fn has_dots(self) -> bool {
         match self {
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => true,
             #[cfg(test)]
             Self::PlainDots => true,
@@ -88,7 +87,7 @@ impl Processor {
             Self::Plain => Plain::enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::avx2::Avx2::enter(kernel),
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 => super::avx512::Avx512::enter(kernel),
             #[cfg(test)]
             Self::PlainDots => Plain::enter(kernel),
@@ -100,12 +99,12 @@ impl Processor {
     /// # Safety
     /// As `run`.
     #[cfg_attr(
-        not(any(test, all(target_arch = "x86_64", feature = "avx512"))),
+        not(any(test, target_arch = "x86_64")),
         expect(unused_variables, clippy::needless_pass_by_value, reason = "no such processor")
     )]
     pub(super) unsafe fn run_dots<K: DotKernel>(self, kernel: K) {
         match self {
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => super::avx512::Avx512::enter_dots(kernel),
             #[cfg(test)]
             Self::PlainDots => Plain::enter_dots(kernel),

@@ -23,19 +23,19 @@
 mod arena;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-#[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod codes;
 mod floats;
 mod inputs;
 #[cfg_attr(
-    not(all(target_arch = "x86_64", feature = "avx512")),
+    not(target_arch = "x86_64"),
     allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
 )]
 mod isa;
 mod layout;
 #[cfg_attr(
-    not(all(target_arch = "x86_64", feature = "avx512")),
+    not(target_arch = "x86_64"),
     allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
 )]
 mod product;
