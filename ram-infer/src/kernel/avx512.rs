@@ -1,5 +1,8 @@
 //! x86 with AVX-512 (F, BW, VL) and VNNI: one vector has all 16 lanes, and `vpdpbusd` all of an integer product. With
 //! BF16 too, `vdpbf16ps` multiplies pairs of bf16.
+//!
+//! `vpdpbusd` takes four or five cycles, and a processor begins one or two in each. So an integer sum is two, added to
+//! in turn, lest kernels of few tokens wait for a sum of theirs.
 
 #![expect(clippy::cast_possible_truncation, reason = "shifts are small")]
 #![expect(unsafe_code, reason = "instructions of a kind of processor")]
@@ -30,7 +33,7 @@ impl Isa for Avx512 {
 
     type F = __m512;
     type B = __m512i;
-    type P = __m512i;
+    type P = [__m512i; 2];
 
     unsafe fn enter<K: Kernel>(kernel: K) {
         enter(kernel);
@@ -79,7 +82,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     unsafe fn start(sum: i32) -> Self::P {
-        _mm512_set1_epi32(sum)
+        [_mm512_set1_epi32(sum), _mm512_setzero_si512()]
     }
 
     #[inline(always)]
@@ -89,7 +92,8 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     unsafe fn dot(sums: Self::P, codes: Self::B, x: *const u32) -> Self::P {
-        _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(x.read().cast_signed()))
+        let [this, other] = sums;
+        [other, _mm512_dpbusd_epi32(this, codes, _mm512_set1_epi32(x.read().cast_signed()))]
     }
 
     #[inline(always)]
@@ -104,7 +108,7 @@ impl Isa for Avx512 {
 
     #[inline(always)]
     unsafe fn sums(sums: Self::P) -> Self::F {
-        _mm512_cvtepi32_ps(sums)
+        _mm512_cvtepi32_ps(_mm512_add_epi32(sums[0], sums[1]))
     }
 
     #[inline(always)]

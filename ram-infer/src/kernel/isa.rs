@@ -26,10 +26,10 @@ pub(crate) enum Processor {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// x86 with AVX-512 and VNNI.
-    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     /// x86 with AVX-512, VNNI and BF16.
-    #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+    #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
     /// ARM of 64 bits.
     #[cfg(target_arch = "aarch64")]
@@ -54,7 +54,6 @@ impl Processor {
         let avx2 = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        #[cfg(feature = "avx512")]
         if avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
@@ -92,7 +91,7 @@ impl Processor {
     /// Whether it multiplies pairs of bf16: [`Self::run_dots`] may be called.
     pub(super) const fn has_dots(self) -> bool {
         match self {
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => true,
             #[cfg(test)]
             Self::PlainDots => true,
@@ -113,7 +112,7 @@ impl Processor {
             Self::NeonDotprod => super::neon::Neon::<true>::enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::avx2::Avx2::enter(kernel),
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512Bf16 => super::avx512::Avx512::enter(kernel),
             #[cfg(test)]
             Self::PlainDots => Plain::enter(kernel),
@@ -125,12 +124,12 @@ impl Processor {
     /// # Safety
     /// As `run`.
     #[cfg_attr(
-        not(any(test, all(target_arch = "x86_64", feature = "avx512"))),
+        not(any(test, target_arch = "x86_64")),
         expect(unused_variables, clippy::needless_pass_by_value, reason = "no such processor")
     )]
     pub(super) unsafe fn run_dots<K: DotKernel>(self, kernel: K) {
         match self {
-            #[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Bf16 => super::avx512::Avx512::enter_dots(kernel),
             #[cfg(test)]
             Self::PlainDots => Plain::enter_dots(kernel),
@@ -441,5 +440,143 @@ impl Dots for Plain {
     unsafe fn whole(halves: Self::B) -> Self::B {
         let bf16 = |half: u32| u32::from(super::floats::to_bf16(f32::from(half as u8)));
         lanes!(row => bf16(halves[row]) | bf16(halves[row] >> 16) << 16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Every operation of every processor here, against those of [`Plain`], to the bit.
+
+    use super::super::floats::{to_bf16, to_bf16_of_code};
+    use super::*;
+
+    /// All operations, on what `words` has; the results are appended to `found`.
+    struct Operations<'a> {
+        /// 64 words of random bits, then 64 whole numbers up to 16 as floats.
+        words: &'a [u32; 128],
+        found: &'a mut Vec<[u32; ROWS]>,
+    }
+
+    impl Operations<'_> {
+        #[inline(always)]
+        unsafe fn floats<I: Isa>(&mut self, floats: I::F) {
+            let mut found = [0.0; ROWS];
+            I::store(found.as_mut_ptr(), floats);
+            self.found.push(found.map(f32::to_bits));
+        }
+
+        #[inline(always)]
+        unsafe fn bytes<I: Isa>(&mut self, bytes: I::B) {
+            for byte in 0..4 {
+                self.floats::<I>(I::unsigned(bytes, byte));
+            }
+        }
+    }
+
+    impl Kernel for Operations<'_> {
+        #[inline(always)]
+        unsafe fn run<I: Isa>(mut self) {
+            let words = self.words.as_ptr();
+            let (a, b) = (I::load(words.cast()), I::load(words.add(ROWS).cast()));
+            I::prefetch(words.cast());
+            self.bytes::<I>(a);
+            self.bytes::<I>(I::and(a, 0x35));
+            self.bytes::<I>(I::or(a, b));
+            for by in [0, 1, 4, 7] {
+                self.bytes::<I>(I::and(I::right(a, by), 0xff >> by));
+                self.bytes::<I>(I::and(I::left(a, by), 0xff << by));
+            }
+            let table = std::array::from_fn(|at| (self.words[at] >> 9) as u8);
+            self.bytes::<I>(I::lookup(&table, I::and(b, 0x0f)));
+            // Codes as large as sums of 16 bits hold, and inputs from -127 to 127.
+            let inputs: [u32; ROWS] = std::array::from_fn(|at| {
+                u32::from_le_bytes(
+                    self.words[at].to_le_bytes().map(|byte| if byte == 0x80 { 0x81 } else { byte }),
+                )
+            });
+            let mut sums = I::open(I::start(-12_345));
+            for input in &inputs[..4] {
+                sums = I::dot(sums, I::and(a, 0x1f), input);
+            }
+            self.floats::<I>(I::sums(I::close(sums)));
+            let offset =
+                |x: u32| I::WIDE_OFFSET * x.to_le_bytes().map(|x| i32::from(x as i8)).iter().sum::<i32>();
+            for input in &inputs {
+                self.floats::<I>(I::sums(I::dot_wide(I::start(offset(*input)), b, input)));
+            }
+            let whole = words.add(64).cast::<f32>();
+            let [x, y, z] = [0, 16, 32].map(|at| I::f32(whole.add(at).cast()));
+            self.floats::<I>(I::zero());
+            self.floats::<I>(I::splat(whole.add(3)));
+            self.floats::<I>(I::fma(x, y, z));
+            self.floats::<I>(I::mul(x, y));
+            self.floats::<I>(I::bf16(words.cast()));
+            // No infinities, and no NaN: their bits are not asked for.
+            let halves: [u32; ROWS / 2] = std::array::from_fn(|at| self.words[at] & 0xbfff_bfff);
+            self.floats::<I>(I::f16(halves.as_ptr().cast()));
+            for part in 0..4 {
+                self.floats::<I>(I::signed(a, part));
+                self.floats::<I>(I::e4m3(I::and(a, 0xf7), part));
+                self.floats::<I>(I::half(a, part / 2));
+            }
+        }
+    }
+
+    impl DotKernel for Operations<'_> {
+        #[inline(always)]
+        unsafe fn run<I: Dots>(mut self) {
+            let words = self.words.as_ptr();
+            let halves = I::load(words.cast());
+            let table = std::array::from_fn(|at| to_bf16_of_code(at as i8 - 20));
+            for all in [false, true] {
+                self.bytes::<I>(I::table(&table, halves, all));
+            }
+            self.bytes::<I>(I::whole(halves));
+            let pairs: [u32; ROWS] = std::array::from_fn(|at| {
+                let pair = [0, 8].map(|by| u32::from(to_bf16(f32::from((self.words[at] >> by) as u8))));
+                pair[0] | pair[1] << 16
+            });
+            let sums = I::f32(words.add(64).cast());
+            for pair in &pairs {
+                self.floats::<I>(I::dots(sums, I::whole(halves), pair));
+            }
+        }
+    }
+
+    /// Where a processor is emulated, who emulates it says which it should be.
+    #[test]
+    fn the_processor_is_the_one_that_is_expected() {
+        if let Ok(expected) = std::env::var("RAM_TEST_PROCESSOR") {
+            assert_eq!(format!("{:?}", Processor::best()), expected);
+        }
+    }
+
+    #[test]
+    fn every_operation_has_the_result_that_it_has_on_plain() {
+        let mut number = 1u32;
+        let words = std::array::from_fn(|at| {
+            number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let bits = number.rotate_left(16);
+            if at < 64 { bits } else { ((bits % 17) as f32).to_bits() }
+        });
+        let results = |dots: bool, processor: Processor| {
+            let mut found = Vec::new();
+            let operations = Operations { words: &words, found: &mut found };
+            // SAFETY: the processor is this machine's; what is read are parts of arrays.
+            unsafe { if dots { processor.run_dots(operations) } else { processor.run(operations) } };
+            found
+        };
+        for &processor in Processor::all() {
+            for dots in [false, true] {
+                if dots && !processor.has_dots() {
+                    continue;
+                }
+                let expected = results(dots, if dots { Processor::PlainDots } else { Processor::Plain });
+                for (number, (found, expected)) in results(dots, processor).iter().zip(&expected).enumerate()
+                {
+                    assert_eq!(found, expected, "result {number} on {processor:?}, dots: {dots}");
+                }
+            }
+        }
     }
 }

@@ -24,14 +24,14 @@
 mod arena;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
-#[cfg(all(target_arch = "x86_64", feature = "avx512"))]
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod codes;
 mod dense;
 mod floats;
 mod inputs;
 #[cfg_attr(
-    not(all(target_arch = "x86_64", feature = "avx512")),
+    not(target_arch = "x86_64"),
     allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
 )]
 mod isa;
@@ -39,7 +39,7 @@ mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg_attr(
-    not(all(target_arch = "x86_64", feature = "avx512")),
+    not(target_arch = "x86_64"),
     allow(dead_code, reason = "pairs of bf16 are multiplied where a processor is built for that does")
 )]
 mod product;
