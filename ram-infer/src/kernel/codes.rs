@@ -4,8 +4,6 @@
 #![expect(unsafe_code, reason = "kernels read packed weights through pointers")]
 #![expect(unsafe_op_in_unsafe_fn, reason = "every line would be a block of its own")]
 
-use std::marker::PhantomData;
-
 use super::floats::to_bf16_of_code;
 use super::isa::{Dots, Isa};
 use super::layout::{E2M1_TWICE, ROWS};
@@ -56,6 +54,11 @@ pub(super) trait Codes: Weights {
 
 /// Weights that bf16 holds exactly, before their scales.
 pub(super) trait Pairs: Weights {
+    /// Whether they are bf16 as they lie.
+    const PAIRS: bool;
+    /// The same weights once they were made bf16.
+    type Pairs: Pairs;
+
     /// Columns 0 and 2, or with `odd` 1 and 3, of quad `quad`, as bf16.
     ///
     /// # Safety
@@ -72,7 +75,10 @@ impl<const BITS: usize> Weights for Bits<BITS> {
     const SCALED: bool = true;
 }
 
-impl<const BITS: usize> Columns for Bits<BITS> {
+impl<const BITS: usize> Columns for Bits<BITS>
+where
+    Self: AsBytes,
+{
     const FLOATS: bool = false;
     type Floats = Unpacked<true>;
 
@@ -82,7 +88,39 @@ impl<const BITS: usize> Columns for Bits<BITS> {
     }
 }
 
-impl<const BITS: usize> Codes for Bits<BITS> {
+/// What affine codes of each number of bits are as bytes; those of 8 are bytes.
+pub(super) trait AsBytes {
+    type Bytes: Codes;
+}
+
+impl AsBytes for Bits<2> {
+    type Bytes = Bytes<8>;
+}
+
+impl AsBytes for Bits<3> {
+    type Bytes = Bytes<8>;
+}
+
+impl AsBytes for Bits<4> {
+    type Bytes = Bytes<8>;
+}
+
+impl AsBytes for Bits<5> {
+    type Bytes = Bytes<4>;
+}
+
+impl AsBytes for Bits<6> {
+    type Bytes = Bytes<2>;
+}
+
+impl AsBytes for Bits<8> {
+    type Bytes = Self;
+}
+
+impl<const BITS: usize> Codes for Bits<BITS>
+where
+    Self: AsBytes,
+{
     const RUN: usize = match BITS {
         6 => 2,
         5 => 4,
@@ -91,7 +129,7 @@ impl<const BITS: usize> Codes for Bits<BITS> {
     const WIDE: bool = BITS == 8;
     const OFFSET: i32 = 0;
     const BYTES: bool = BITS == 8;
-    type Bytes = Bytes<Self>;
+    type Bytes = <Self as AsBytes>::Bytes;
 
     #[inline(always)]
     unsafe fn quad<I: Isa>(tile: *const u8, quads: usize, quad: usize) -> I::B {
@@ -114,7 +152,13 @@ impl<const BITS: usize> Codes for Bits<BITS> {
     }
 }
 
-impl<const BITS: usize> Pairs for Bits<BITS> {
+impl<const BITS: usize> Pairs for Bits<BITS>
+where
+    Self: AsBytes,
+{
+    const PAIRS: bool = false;
+    type Pairs = Unpacked<true>;
+
     #[inline(always)]
     unsafe fn pair<I: Dots>(tile: *const u8, quads: usize, quad: usize, odd: bool) -> I::B {
         const NUMBERS: [u16; 64] = {
@@ -158,7 +202,7 @@ impl Codes for E2m1 {
     const WIDE: bool = false;
     const OFFSET: i32 = -12;
     const BYTES: bool = false;
-    type Bytes = Bytes<Self>;
+    type Bytes = E2m1Bytes;
 
     #[inline(always)]
     unsafe fn quad<I: Isa>(tile: *const u8, _: usize, quad: usize) -> I::B {
@@ -168,6 +212,9 @@ impl Codes for E2m1 {
 }
 
 impl Pairs for E2m1 {
+    const PAIRS: bool = false;
+    type Pairs = Unpacked<false>;
+
     #[inline(always)]
     unsafe fn pair<I: Dots>(tile: *const u8, _: usize, quad: usize, odd: bool) -> I::B {
         const TWICE: [u16; 64] = {
@@ -223,6 +270,9 @@ impl Columns for PlainBf16 {
 }
 
 impl Pairs for PlainBf16 {
+    const PAIRS: bool = true;
+    type Pairs = Self;
+
     #[inline(always)]
     unsafe fn pair<I: Dots>(tile: *const u8, _: usize, quad: usize, odd: bool) -> I::B {
         I::load(tile.add(64 * (2 * quad + usize::from(odd))))
@@ -267,7 +317,7 @@ impl Columns for PlainF32 {
     }
 }
 
-/// Columns that were made floats, with scales beside them and with `BIASED` biases.
+/// Columns that were made f32 or pairs of bf16, with scales beside them and with `BIASED` biases.
 pub(super) struct Unpacked<const BIASED: bool>;
 
 impl<const BIASED: bool> Weights for Unpacked<BIASED> {
@@ -286,19 +336,51 @@ impl<const BIASED: bool> Columns for Unpacked<BIASED> {
     }
 }
 
-/// Codes that were made bytes.
-pub(super) struct Bytes<C>(PhantomData<C>);
+impl<const BIASED: bool> Pairs for Unpacked<BIASED> {
+    const PAIRS: bool = true;
+    type Pairs = Self;
 
-impl<C: Codes> Weights for Bytes<C> {
-    const STEP: usize = C::STEP;
-    const BIASED: bool = C::BIASED;
-    const SCALED: bool = C::SCALED;
+    #[inline(always)]
+    unsafe fn pair<I: Dots>(pairs: *const u8, quads: usize, quad: usize, odd: bool) -> I::B {
+        PlainBf16::pair::<I>(pairs, quads, quad, odd)
+    }
 }
 
-impl<C: Codes> Codes for Bytes<C> {
-    const RUN: usize = C::RUN;
-    const WIDE: bool = C::WIDE;
-    const OFFSET: i32 = C::OFFSET;
+/// Affine codes that were made bytes, of which so many quads' products fit into sums of 16 bits.
+pub(super) struct Bytes<const RUN: usize>;
+
+impl<const RUN: usize> Weights for Bytes<RUN> {
+    const STEP: usize = 8;
+    const BIASED: bool = true;
+    const SCALED: bool = true;
+}
+
+impl<const RUN: usize> Codes for Bytes<RUN> {
+    const RUN: usize = RUN;
+    const WIDE: bool = false;
+    const OFFSET: i32 = 0;
+    const BYTES: bool = true;
+    type Bytes = Self;
+
+    #[inline(always)]
+    unsafe fn quad<I: Isa>(codes: *const u8, _: usize, quad: usize) -> I::B {
+        I::load(codes.add(64 * quad))
+    }
+}
+
+/// e2m1 floats that were made bytes.
+pub(super) struct E2m1Bytes;
+
+impl Weights for E2m1Bytes {
+    const STEP: usize = E2m1::STEP;
+    const BIASED: bool = E2m1::BIASED;
+    const SCALED: bool = E2m1::SCALED;
+}
+
+impl Codes for E2m1Bytes {
+    const RUN: usize = E2m1::RUN;
+    const WIDE: bool = E2m1::WIDE;
+    const OFFSET: i32 = E2m1::OFFSET;
     const BYTES: bool = true;
     type Bytes = Self;
 

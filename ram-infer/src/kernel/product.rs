@@ -402,12 +402,41 @@ struct OfPairs<'a, C>(Product<'a>, PhantomData<C>);
 impl<C: Pairs> DotKernel for OfPairs<'_, C> {
     #[inline(always)]
     unsafe fn run<I: Dots>(self) {
-        self.0.by_blocks::<I, Self>();
+        let Self(product, _) = self;
+        if C::PAIRS || !product.is_unpacked::<I>() {
+            product.by_blocks::<I, Self>();
+            return;
+        }
+        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
+        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<u8>());
+        let step = 2 * layout.group * ROWS;
+        product.by_stretches::<I, OfPairs<'_, C::Pairs>>(STRETCH_BYTES / step, |groups| {
+            for (place, group) in groups.clone().enumerate() {
+                unpack_pairs::<I, C>(
+                    rows.add(group * layout.tile_bytes),
+                    layout.group / 4,
+                    room.add(place * step),
+                );
+            }
+            Lying { first: room, step }
+        });
+    }
+}
+
+/// Writes the pairs of a tile, 128 bytes for each quad.
+#[inline(always)]
+unsafe fn unpack_pairs<I: Dots, C: Pairs>(tile: *const u8, quads: usize, out: *mut u8) {
+    for step in 0..quads / C::STEP {
+        stretch!(C::STEP, Q => {
+            let quad = step * C::STEP + Q;
+            I::put(out.add(128 * quad), C::pair::<I>(tile, quads, quad, false));
+            I::put(out.add(128 * quad + 64), C::pair::<I>(tile, quads, quad, true));
+        });
     }
 }
 
 impl<I: Dots, C: Pairs> Blocks<I> for OfPairs<'_, C> {
-    const TOKENS_MAX: usize = I::TOKENS_MAX;
+    const TOKENS_MAX: usize = if C::PAIRS { I::TOKENS_MAX } else { 1 };
 
     #[inline(always)]
     unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
