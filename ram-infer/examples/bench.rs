@@ -231,7 +231,11 @@ impl Options {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
                 "--model" => options.model = Some(value()?.into()),
-                "--shape" => options.choose(&value()?)?,
+                "--shape" => match value()?.as_str() {
+                    // The bundled model itself: its weights are at hand.
+                    "demo" => options.model = Some(runner::DEMO.into()),
+                    shape => options.shape = Shape::named(shape)?,
+                },
                 "--mode" => options.mode = runner::numerics(&value()?)?,
                 "--threads" => options.threads = value()?.parse::<usize>()?.max(1),
                 "--pp" | "--prompt" => options.prompt = value()?.parse()?,
@@ -246,16 +250,6 @@ impl Options {
             }
         }
         Ok(options)
-    }
-
-    fn choose(&mut self, shape: &str) -> Result<(), String> {
-        match shape {
-            "llama-3.2-1b" => self.shape = Shape::LLAMA_3_2_1B,
-            // The bundled model itself: its weights are at hand.
-            "demo" => self.model = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into()),
-            _ => return Err(format!("the shape {shape} is unknown: llama-3.2-1b and demo are known")),
-        }
-        Ok(())
     }
 }
 

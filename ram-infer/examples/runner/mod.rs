@@ -10,6 +10,10 @@ use ram_infer::error::InferError;
 use ram_infer::kv::{KvDtype, KvPool};
 use ram_infer::models::{LoadOptions, Model, Numerics, Output, Shard};
 
+/// The folder of the bundled model.
+#[allow(dead_code, reason = "not every example has a model at hand")]
+pub(crate) const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
+
 /// Tokens of a pass: more are cut.
 pub(crate) const PASS: usize = 512;
 
@@ -33,16 +37,21 @@ pub(crate) const fn name(numerics: Numerics) -> &'static str {
     }
 }
 
-/// Loads a model, or a shard of it. In f32 its keys and values are f32 as well, so that nothing is rounded anywhere.
+/// Loads a model, or a shard of it.
 pub(crate) fn load(
     dir: &Path,
     numerics: Numerics,
     threads: usize,
     shard: Option<Shard>,
 ) -> Result<Model, Box<dyn Error>> {
+    Ok(Model::load_with(dir, &LoadOptions { shard, ..load_options(numerics, threads) })?)
+}
+
+/// How a whole model is loaded. In f32 its keys and values are f32 as well, so that nothing is rounded anywhere.
+pub(crate) fn load_options(numerics: Numerics, threads: usize) -> LoadOptions {
     let kv = if numerics == Numerics::F32 { KvDtype::F32 } else { KvDtype::Bf16 };
     let (device, threads) = (Device::best(), NonZeroUsize::new(threads));
-    Ok(Model::load_with(dir, &LoadOptions { device, numerics, threads, kv, shard })?)
+    LoadOptions { device, numerics, threads, kv, shard: None }
 }
 
 /// Sequences over one model, empty at first.

@@ -720,6 +720,22 @@ mod tests {
     }
 
     #[test]
+    fn a_request_without_room_is_refused_at_once_and_another_goes_on() {
+        let (model, gate) = FakeModel::gated();
+        let room = Some(model.block_bytes());
+        let engine = engine_with(model, 2, 0, room);
+        let mut goes_on = engine.submit(request("ab", 20, 0)).unwrap();
+        assert!(matches!(goes_on.wait_next(), Some(Event::Started { .. })));
+        let too_large = engine.submit(request(&"a".repeat(40), 5, 0)).unwrap();
+        gate.send(()).unwrap(); // The pass that is under way: no other is needed.
+        assert_eq!(failure(too_large), Some(Failure::OutOfMemory));
+        drop(gate);
+        let (text, outcome) = read(goes_on);
+        assert_eq!(text.len(), 20);
+        assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");
+    }
+
+    #[test]
     fn a_beginning_is_kept_for_the_next_request_unless_switched_off() {
         let ask = |prefix_reuse: bool| {
             let config = EngineConfig { prefix_reuse, ..EngineConfig::default() };

@@ -1,5 +1,5 @@
-//! Models of random weights in MLX's 4-bit format, written tensor by tensor: for the benches and for tests of
-//! malformed files.
+//! Models of random weights in MLX's 4-bit format, written tensor by tensor: for benches, examples that measure, and
+//! tests of malformed files.
 
 use std::borrow::Cow;
 use std::io;
@@ -32,12 +32,50 @@ impl Shape {
         vocabulary: 128_256,
     };
 
+    /// The shape of a model that is known by name.
+    #[allow(dead_code, reason = "not everyone lets shapes be chosen")]
+    pub(crate) fn named(name: &str) -> Result<Self, String> {
+        match name {
+            "llama-3.2-1b" => Ok(Self::LLAMA_3_2_1B),
+            _ => Err(format!("the shape {name} is unknown: llama-3.2-1b and demo are known")),
+        }
+    }
+
     /// Writes `config.json` and `model.safetensors`.
     pub(crate) fn write(self, dir: &Path) -> io::Result<()> {
         std::fs::write(dir.join("config.json"), self.config().to_string())?;
         let tensors = self.tensors();
         let file = dir.join("model.safetensors");
         safetensors::serialize_to_file(tensors, None, &file).map_err(io::Error::other)
+    }
+
+    /// Writes `tokenizer.json` as well, which makes the folder a whole model: token 0 ends an answer, and each of the
+    /// others is a space and a word of small letters.
+    #[allow(dead_code, reason = "passes need no words")]
+    pub(crate) fn write_tokenizer(self, dir: &Path) -> io::Result<()> {
+        std::fs::write(dir.join("tokenizer.json"), self.tokenizer().to_string())
+    }
+
+    /// The content of `tokenizer.json`: bytes as GPT-2 spells them, whole words alone.
+    fn tokenizer(self) -> serde_json::Value {
+        let end = serde_json::json!({
+            "id": 0, "content": "<|end|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false,
+        });
+        let byte_level = serde_json::json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
+        });
+        let spelled = |id: usize| if id == 0 { "<|end|>".to_owned() } else { format!("\u{120}{}", word(id)) };
+        let vocab: serde_json::Map<_, _> = (0..self.vocabulary).map(|id| (spelled(id), id.into())).collect();
+        serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [end], "normalizer": null,
+            "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": true,
+                "vocab": vocab, "merges": [],
+            },
+        })
     }
 
     /// The content of `config.json`.
@@ -98,6 +136,12 @@ impl Shape {
         tensors.push(("model.norm.weight".to_owned(), norm()));
         tensors
     }
+}
+
+/// A number as a word of small letters, each number another one.
+fn word(number: usize) -> String {
+    let digits = std::iter::successors(Some(number), |rest| Some(rest / 26).filter(|rest| *rest > 0));
+    digits.filter_map(|rest| ('a'..='z').nth(rest % 26)).collect()
 }
 
 /// A tensor of random content.
