@@ -142,7 +142,7 @@ impl<T: Float> At<T> {
         let mut row = 0;
         macro_rules! block {
             ($count:literal) => {
-                while $count <= I::TOKENS_MAX && row + $count <= rows {
+                while $count <= I::TOKENS_MAX && $count <= rows - row {
                     self.rows::<I, $count>(row);
                     row += $count;
                 }
