@@ -29,8 +29,8 @@ unsafe fn enter<K: Kernel>(kernel: K) {
     kernel.run::<Avx2>();
 }
 
-/// Its argument, which the compiler now believes to be any. It would make sums in another order, for which there are not
-/// enough registers.
+/// Its argument, which the compiler now believes to be any. It would make sums in another order, for which there are
+/// not enough registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn in_order(mut sums: __m256i) -> __m256i {

@@ -1,8 +1,8 @@
 //! ARM of 64 bits with NEON: four vectors of 4 lanes each.
 //!
 //! Codes are taken for signed bytes, of which `sdot` adds the products of four to each lane; codes of 8 bits are made
-//! signed before (less 128). Processors of before ARMv8.4 may lack it: there the products are made in 16 bits, which two
-//! of them together do not pass (`2 * 128 * 127`), and added up by pairs.
+//! signed before (less 128). Processors of before ARMv8.4 may lack it: there the products are made in 16 bits, which
+//! two of them together do not pass (`2 * 128 * 127`), and added up by pairs.
 //!
 //! The 32 registers hold the integer sums of four tokens, a quad's codes and the inputs. The sums over groups wait
 //! in memory while those of a group are made.
