@@ -233,7 +233,7 @@ impl Options {
                 "--model" => options.model = Some(value()?.into()),
                 "--shape" => match value()?.as_str() {
                     // The bundled model itself: its weights are at hand.
-                    "demo" => options.model = Some(runner::DEMO.into()),
+                    "demo" => options.model = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into()),
                     shape => options.shape = Shape::named(shape)?,
                 },
                 "--mode" => options.mode = runner::numerics(&value()?)?,

@@ -263,7 +263,7 @@ impl Options {
             match word.as_str() {
                 "--model" => options.model = Some(value()?.into()),
                 "--shape" => match value()?.as_str() {
-                    "demo" => options.model = Some(runner::DEMO.into()),
+                    "demo" => options.model = Some(concat!(env!("CARGO_MANIFEST_DIR"), "/demo").into()),
                     shape => options.shape = Shape::named(shape)?,
                 },
                 "--mode" => options.mode = runner::numerics(&value()?)?,

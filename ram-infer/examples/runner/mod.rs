@@ -10,10 +10,6 @@ use ram_infer::error::InferError;
 use ram_infer::kv::{KvDtype, KvPool};
 use ram_infer::models::{LoadOptions, Model, Numerics, Output, Shard};
 
-/// The folder of the bundled model.
-#[allow(dead_code, reason = "not every example has a model at hand")]
-pub(crate) const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
-
 /// Tokens of a pass: more are cut.
 pub(crate) const PASS: usize = 512;
 

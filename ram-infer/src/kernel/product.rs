@@ -130,6 +130,20 @@ impl Product<'_> {
         });
     }
 
+    /// Does all tokens with weights that were taken apart, stretch by stretch.
+    #[inline(always)]
+    unsafe fn by_unpacked<I: Isa, B: Blocks<I>, A: Apart<I>>(self) {
+        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
+        let (rows, layout, room) = (self.rows.as_ptr(), self.layout, room.as_mut_ptr().cast::<u8>());
+        let step = A::BYTES * layout.group * ROWS;
+        self.by_stretches::<I, B>(STRETCH_BYTES / step, |groups| {
+            for (place, group) in groups.clone().enumerate() {
+                A::apart(rows.add(group * layout.tile_bytes), layout.group / 4, room.add(place * step));
+            }
+            Lying { first: room, step }
+        });
+    }
+
     /// Does all tokens, by stretches of so many groups (one at least) and blocks of as many tokens as there are kernels
     /// for. `ready` says where the codes of a stretch are.
     #[inline(always)]
@@ -167,6 +181,18 @@ impl Product<'_> {
             }
         }
     }
+}
+
+/// How weights are taken apart for kernels of several tokens.
+trait Apart<I: Isa> {
+    /// Bytes that a weight becomes.
+    const BYTES: usize;
+
+    /// Writes the weights of a tile of so many quads.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn apart(tile: *const u8, quads: usize, out: *mut u8);
 }
 
 /// A kernel of blocks of tokens.
@@ -294,30 +320,22 @@ impl<C: Codes> Kernel for Integers<'_, C> {
             product.by_blocks::<I, Self>();
             return;
         }
-        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
-        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<u8>());
-        let step = layout.group * ROWS;
-        product.by_stretches::<I, Integers<'_, C::Bytes>>(STRETCH_BYTES / step, |groups| {
-            for (place, group) in groups.clone().enumerate() {
-                unpack_codes::<I, C>(
-                    rows.add(group * layout.tile_bytes),
-                    layout.group / 4,
-                    room.add(place * step),
-                );
-            }
-            Lying { first: room, step }
-        });
+        product.by_unpacked::<I, Integers<'_, C::Bytes>, Self>();
     }
 }
 
 /// Writes the codes of a tile, 64 bytes for each quad.
-#[inline(always)]
-unsafe fn unpack_codes<I: Isa, C: Codes>(tile: *const u8, quads: usize, out: *mut u8) {
-    for step in 0..quads / C::STEP {
-        stretch!(C::STEP, Q => {
-            let quad = step * C::STEP + Q;
-            I::put(out.add(64 * quad), C::quad::<I>(tile, quads, quad));
-        });
+impl<I: Isa, C: Codes> Apart<I> for Integers<'_, C> {
+    const BYTES: usize = 1;
+
+    #[inline(always)]
+    unsafe fn apart(tile: *const u8, quads: usize, out: *mut u8) {
+        for step in 0..quads / C::STEP {
+            stretch!(C::STEP, Q => {
+                let quad = step * C::STEP + Q;
+                I::put(out.add(64 * quad), C::quad::<I>(tile, quads, quad));
+            });
+        }
     }
 }
 
@@ -407,31 +425,23 @@ impl<C: Pairs> DotKernel for OfPairs<'_, C> {
             product.by_blocks::<I, Self>();
             return;
         }
-        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
-        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<u8>());
-        let step = 2 * layout.group * ROWS;
-        product.by_stretches::<I, OfPairs<'_, C::Pairs>>(STRETCH_BYTES / step, |groups| {
-            for (place, group) in groups.clone().enumerate() {
-                unpack_pairs::<I, C>(
-                    rows.add(group * layout.tile_bytes),
-                    layout.group / 4,
-                    room.add(place * step),
-                );
-            }
-            Lying { first: room, step }
-        });
+        product.by_unpacked::<I, OfPairs<'_, C::Pairs>, Self>();
     }
 }
 
 /// Writes the pairs of a tile, 128 bytes for each quad.
-#[inline(always)]
-unsafe fn unpack_pairs<I: Dots, C: Pairs>(tile: *const u8, quads: usize, out: *mut u8) {
-    for step in 0..quads / C::STEP {
-        stretch!(C::STEP, Q => {
-            let quad = step * C::STEP + Q;
-            I::put(out.add(128 * quad), C::pair::<I>(tile, quads, quad, false));
-            I::put(out.add(128 * quad + 64), C::pair::<I>(tile, quads, quad, true));
-        });
+impl<I: Dots, C: Pairs> Apart<I> for OfPairs<'_, C> {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn apart(tile: *const u8, quads: usize, out: *mut u8) {
+        for step in 0..quads / C::STEP {
+            stretch!(C::STEP, Q => {
+                let quad = step * C::STEP + Q;
+                I::put(out.add(128 * quad), C::pair::<I>(tile, quads, quad, false));
+                I::put(out.add(128 * quad + 64), C::pair::<I>(tile, quads, quad, true));
+            });
+        }
     }
 }
 
@@ -475,26 +485,22 @@ impl<C: Columns> Kernel for Floats<'_, C> {
             product.by_blocks::<I, Self>();
             return;
         }
-        let mut room = [const { MaybeUninit::<f32>::uninit() }; ROOM_COLUMNS * ROWS];
-        let (rows, layout, room) = (product.rows.as_ptr(), product.layout, room.as_mut_ptr().cast::<f32>());
-        product.by_stretches::<I, Floats<'_, C::Floats>>(ROOM_COLUMNS / layout.group, |groups| {
-            for (place, group) in groups.clone().enumerate() {
-                let tile = rows.add(group * layout.tile_bytes);
-                unpack::<I, C>(tile, layout.group / 4, room.add(place * layout.group * ROWS));
-            }
-            Lying { first: room.cast(), step: size_of::<f32>() * layout.group * ROWS }
-        });
+        product.by_unpacked::<I, Floats<'_, C::Floats>, Self>();
     }
 }
 
-/// Writes the columns of a tile, 16 floats each.
-#[inline(always)]
-unsafe fn unpack<I: Isa, C: Columns>(tile: *const u8, quads: usize, out: *mut f32) {
-    for step in 0..quads / C::STEP {
-        stretch!(C::STEP, Q => for col in 0..4 {
-            let quad = step * C::STEP + Q;
-            I::store(out.add((4 * quad + col) * ROWS), C::column::<I>(tile, quads, quad, col));
-        });
+/// Writes the columns of a tile, 64 bytes for each.
+impl<I: Isa, C: Columns> Apart<I> for Floats<'_, C> {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn apart(tile: *const u8, quads: usize, out: *mut u8) {
+        for step in 0..quads / C::STEP {
+            stretch!(C::STEP, Q => for col in 0..4 {
+                let quad = step * C::STEP + Q;
+                I::store(out.add(64 * (4 * quad + col)).cast(), C::column::<I>(tile, quads, quad, col));
+            });
+        }
     }
 }
 
@@ -643,9 +649,7 @@ unsafe fn end<I: Isa, const M: usize>(sums: [I::F; M], out: *mut f32) {
 
 /// With as many tokens codes are taken apart once for all of them.
 const UNPACK_TOKENS: usize = 4;
-/// Columns that are floats at a time: with the inputs of a block of tokens they fill about half of the nearest cache.
-const ROOM_COLUMNS: usize = 256;
-/// Packed weights that a stretch of columns of 16 rows may have: about half of the nearest cache.
+/// Weights, packed or unpacked, that a stretch of columns of 16 rows may have: about half of the nearest cache.
 pub(super) const STRETCH_BYTES: usize = 16 << 10;
 /// How far ahead of a kernel memory is asked for.
 const AHEAD_BYTES: usize = 4096;
