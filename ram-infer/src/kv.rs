@@ -432,14 +432,23 @@ impl<'a> Stored<'a> {
         key_room: &'a mut [f32],
         value_room: &'a mut [f32],
     ) -> (Floats<'a>, Floats<'a>) {
-        match self {
-            Self::F32 { keys, values } => (Floats::F32(keys), Floats::F32(values)),
-            Self::Bf16 { keys, values } if direct => (Floats::Bf16(keys), Floats::Bf16(values)),
+        match (self, self.as_kept()) {
+            (Self::F32 { .. }, Some(kept)) => kept,
+            (_, Some(kept)) if direct => kept,
             _ => {
                 let (key_room, value_room) = (&mut key_room[..self.keys()], &mut value_room[..self.values()]);
                 simd::run(Widen { stored: self, keys: &mut *key_room, values: &mut *value_room });
                 (Floats::F32(key_room), Floats::F32(value_room))
             }
+        }
+    }
+
+    /// Keys and values as they are, unless they are no floats.
+    pub(crate) const fn as_kept(self) -> Option<(Floats<'a>, Floats<'a>)> {
+        match self {
+            Self::F32 { keys, values } => Some((Floats::F32(keys), Floats::F32(values))),
+            Self::Bf16 { keys, values } => Some((Floats::Bf16(keys), Floats::Bf16(values))),
+            Self::Int8 { .. } => None,
         }
     }
 

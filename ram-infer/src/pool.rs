@@ -4,7 +4,8 @@
 //! threads spin, for waking one takes longer than most regions; after [`SPINS`] turns without work they sleep.
 //!
 //! Parts of a region are taken one after another from a counter, so a thread that the system holds up delays it by one
-//! part. Who computes a part never shows in its result.
+//! part, and they become smaller towards the end (guided self-scheduling; Polychronopoulos and Kuck 1987), so that all
+//! threads finish together. Who computes a part never shows in its result.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -98,14 +99,13 @@ impl Pool {
             }
             return;
         }
+        let threads = self.threads();
         let next = AtomicUsize::new(0);
+        let size = |first: usize| ((items - first) / (2 * threads)).clamp(1, grain);
         let region = || {
-            loop {
-                let first = next.fetch_add(grain, Ordering::Relaxed);
-                if first >= items {
-                    return;
-                }
-                part(first..items.min(first + grain));
+            let take = |first| (first < items).then(|| first + size(first));
+            while let Ok(first) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+                part(first..first + size(first));
             }
         };
         let _turn = lock(&self.turn);

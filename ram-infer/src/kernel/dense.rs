@@ -49,10 +49,17 @@ pub(crate) struct Strided<'a> {
 /// `out (M, N) += left (M, K) * right (K, N)`.
 ///
 /// To an element its products are added one after the other in the order of K, so a row's results depend on no other.
+/// `next` is what will stand on the right of a later product: row by row it is asked of the memory meanwhile.
 ///
 /// # Panics
 /// When the sizes do not fit each other.
-pub(crate) fn add_products(left: Strided<'_>, right: Floats<'_>, width: usize, out: &mut [f32]) {
+pub(crate) fn add_products(
+    left: Strided<'_>,
+    right: Floats<'_>,
+    next: Option<Floats<'_>>,
+    width: usize,
+    out: &mut [f32],
+) {
     if out.is_empty() || left.count == 0 {
         return;
     }
@@ -61,7 +68,7 @@ pub(crate) fn add_products(left: Strided<'_>, right: Floats<'_>, width: usize, o
     assert_eq!(right.len(), left.count * width, "a row on the right for each column on the left");
     assert!(left.floats.len() >= (rows - 1) * left.stride + left.count, "a row on the left for each result");
     let processor = Processor::best();
-    let product = Product { left, right, width, rows, out };
+    let product = Product { left, right, next, width, rows, out };
     // SAFETY: the sizes were checked above.
     unsafe { processor.run(product) };
 }
@@ -69,6 +76,7 @@ pub(crate) fn add_products(left: Strided<'_>, right: Floats<'_>, width: usize, o
 struct Product<'a> {
     left: Strided<'a>,
     right: Floats<'a>,
+    next: Option<Floats<'a>>,
     /// N.
     width: usize,
     /// M.
@@ -79,9 +87,16 @@ struct Product<'a> {
 impl Kernel for Product<'_> {
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
-        match self.right {
-            Floats::F32(right) => At::new(self.left, right, self.width, self.out).all::<I>(self.rows),
-            Floats::Bf16(right) => At::new(self.left, right, self.width, self.out).all::<I>(self.rows),
+        let Self { left, right, next, width, rows, out } = self;
+        match (right, next) {
+            (Floats::F32(right), Some(Floats::F32(next))) => {
+                At::new(left, right, next, width, out).all::<I>(rows);
+            }
+            (Floats::Bf16(right), Some(Floats::Bf16(next))) => {
+                At::new(left, right, next, width, out).all::<I>(rows);
+            }
+            (Floats::F32(right), _) => At::new(left, right, &[], width, out).all::<I>(rows),
+            (Floats::Bf16(right), _) => At::new(left, right, &[], width, out).all::<I>(rows),
         }
     }
 }
@@ -126,15 +141,18 @@ struct At<T> {
     stride: usize,
     depth: usize,
     right: *const T,
+    /// Null, or what is asked for.
+    next: *const T,
     width: usize,
     out: *mut f32,
 }
 
 impl<T: Float> At<T> {
     #[inline(always)]
-    fn new(left: Strided<'_>, right: &[T], width: usize, out: &mut [f32]) -> Self {
+    fn new(left: Strided<'_>, right: &[T], next: &[T], width: usize, out: &mut [f32]) -> Self {
         let Strided { floats, stride, count: depth } = left;
-        Self { left: floats.as_ptr(), stride, depth, right: right.as_ptr(), width, out: out.as_mut_ptr() }
+        let next = if next.is_empty() { std::ptr::null() } else { next.as_ptr() };
+        Self { left: floats.as_ptr(), stride, depth, right: right.as_ptr(), next, width, out: out.as_mut_ptr() }
     }
 
     #[inline(always)]
@@ -185,7 +203,13 @@ impl<T: Float> At<T> {
                 sums[m][v] = I::f32(out.add(m * self.width + v * LANES).cast());
             }
         }
+        let asks = row == 0 && !self.next.is_null();
         for k in 0..self.depth {
+            if asks {
+                for v in 0..V {
+                    I::prefetch(self.next.wrapping_add(k * self.width + col + v * LANES).cast());
+                }
+            }
             let right = self.right.add(k * self.width + col);
             let mut lanes = [I::zero(); V];
             for v in 0..V {
@@ -247,8 +271,9 @@ mod tests {
             let right: Vec<f32> = rounded.iter().map(|bits| from_bf16(*bits)).collect();
             let before: Vec<f32> = (0..rows * width).map(|i| number(3 * i)).collect();
             let [mut wide, mut narrow] = [before.clone(), before.clone()];
-            add_products(left, Floats::F32(&right), width, &mut wide);
-            add_products(left, Floats::Bf16(&rounded), width, &mut narrow);
+            add_products(left, Floats::F32(&right), None, width, &mut wide);
+            let next = Some(Floats::Bf16(&rounded[..width.min(7)]));
+            add_products(left, Floats::Bf16(&rounded), next, width, &mut narrow);
             assert_eq!(wide.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), {
                 narrow.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             });
@@ -256,7 +281,7 @@ mod tests {
                 let own = row * width..(row + 1) * width;
                 let mut alone = before[own.clone()].to_vec();
                 let left = Strided { floats: &floats[row * stride..], ..left };
-                add_products(left, Floats::F32(&right), width, &mut alone);
+                add_products(left, Floats::F32(&right), None, width, &mut alone);
                 assert!(alone.iter().zip(&wide[own]).all(|(x, y)| x.to_bits() == y.to_bits()));
                 for (col, found) in alone.iter().enumerate() {
                     let product = |k: usize| f64::from(left.floats[k]) * f64::from(right[k * width + col]);
@@ -272,6 +297,6 @@ mod tests {
     #[should_panic(expected = "a row on the left for each result")]
     fn operands_that_do_not_fit_are_refused() {
         let left = Strided { floats: &[1.0; 3], stride: 2, count: 2 };
-        add_products(left, Floats::F32(&[1.0; 8]), 4, &mut [0.0; 8]);
+        add_products(left, Floats::F32(&[1.0; 8]), None, 4, &mut [0.0; 8]);
     }
 }

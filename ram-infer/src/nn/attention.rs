@@ -305,10 +305,13 @@ impl Room {
         sums.fill(0.0);
         let first = rows.iter().map(|row| row.sees.start).min().unwrap_or(0);
         let end = rows.iter().map(|row| row.sees.end).max().unwrap_or(0);
-        for block in first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
-            #[expect(unsafe_code, reason = "several threads read a block")]
-            // SAFETY: the region before wrote all blocks of this layer, this one writes none.
-            let stored = unsafe { pass.blocks.head(part.blocks[block], at) };
+        let blocks = first / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS);
+        #[expect(unsafe_code, reason = "several threads read a block")]
+        // SAFETY: the region before wrote all blocks of this layer, this one writes none.
+        let stored = |block: usize| unsafe { pass.blocks.head(part.blocks[block], at) };
+        for block in blocks.clone() {
+            let next = blocks.contains(&(block + 1)).then(|| stored(block + 1).as_kept()).flatten();
+            let stored = stored(block);
             let (keys, values) = if pass.blocks.keeps_values(at.layer) {
                 stored.floats(rows.len() <= DIRECT_ROWS, keys, values)
             } else {
@@ -317,13 +320,14 @@ impl Room {
             };
             weights.fill(0.0);
             let queries = Strided { floats: queries, stride: widths.keys, count: widths.keys };
-            add_products(queries, keys, BLOCK_TOKENS, weights);
+            add_products(queries, keys, next.map(|(keys, _)| keys), BLOCK_TOKENS, weights);
             simd::run(Weigh { rows, block, weights, sums });
             for (own, sees) in alike(rows, block) {
                 let weights = &weights[own.start * BLOCK_TOKENS + sees.start..];
                 let weights = Strided { floats: weights, stride: BLOCK_TOKENS, count: sees.len() };
                 let sums = &mut sums[own.start * widths.values..own.end * widths.values];
-                add_products(weights, values.rows(sees, widths.values), widths.values, sums);
+                let values = values.rows(sees, widths.values);
+                add_products(weights, values, next.map(|(_, values)| values), widths.values, sums);
             }
         }
         for (row, sums) in rows.iter().zip(sums.chunks_exact_mut(widths.values)) {

@@ -4,6 +4,7 @@
 //! of tokens while the tile's weights stay in its cache, and at once does what follows: adds the bias, adds to the
 //! residual stream, or joins gate and up.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use super::{ALONE_NUMBERS, Pass, math};
@@ -170,7 +171,7 @@ impl Prepared<'_> {
             })
             .collect();
         let tiles = ends.last().copied().unwrap_or(0);
-        self.by_tiles(pass, tiles, |tile, tokens, products| {
+        self.by_tiles(pass, tiles, |tile, tokens, [products, _]| {
             let number = ends.partition_point(|end| *end <= tile);
             let layer = self.layers[number];
             let tile = tile + layer.weight.tiles() - ends[number];
@@ -183,9 +184,7 @@ impl Prepared<'_> {
     pub(crate) fn gated(&self, pass: &Pass<'_>, out: &mut [f32]) {
         let [gate, up] = self.layers else { unreachable!("a gate and what it lets through") };
         let out = Scattered::new(out);
-        self.by_tiles(pass, gate.weight.tiles(), |tile, tokens, gates| {
-            let mut ups = [0.0; BLOCK_TOKENS_MAX * ROWS];
-            let ups = &mut ups[..gates.len()];
+        self.by_tiles(pass, gate.weight.tiles(), |tile, tokens, [gates, ups]| {
             gate.tile(tile, self.inputs(0), tokens.clone(), gates);
             up.tile(tile, self.inputs(1), tokens.clone(), ups);
             math::silu_times(gates, ups);
@@ -193,21 +192,33 @@ impl Prepared<'_> {
         });
     }
 
-    /// Hands out tiles, block of tokens after block of tokens; `work` gets room for a tile's products, (tokens, 16).
-    fn by_tiles(&self, pass: &Pass<'_>, tiles: usize, work: impl Fn(usize, Range<usize>, &mut [f32]) + Sync) {
+    /// Hands out tiles, block of tokens after block of tokens; `work` gets [room for a tile's products](with_products).
+    fn by_tiles(
+        &self,
+        pass: &Pass<'_>,
+        tiles: usize,
+        work: impl Fn(usize, Range<usize>, [&mut [f32]; 2]) + Sync,
+    ) {
         let cols = self.layers.first().map_or(1, |layer| layer.weight.cols());
         let block = (BLOCK_NUMBERS / cols).clamp(BLOCK_TOKENS_MIN, BLOCK_TOKENS_MAX);
         for first in (0..self.tokens).step_by(block) {
             let tokens = first..self.tokens.min(first + block);
             pass.pool.spread(tiles, |part| {
-                let mut products = [0.0; BLOCK_TOKENS_MAX * ROWS];
-                let products = &mut products[..tokens.len() * ROWS];
-                for tile in part {
-                    work(tile, tokens.clone(), products);
-                }
+                with_products(|mut room| {
+                    for tile in part {
+                        work(tile, tokens.clone(), room.each_mut().map(|room| &mut room[..tokens.len() * ROWS]));
+                    }
+                });
             });
         }
     }
+}
+
+/// Lends a thread its room for the products of two tiles with a block of tokens, (tokens, 16) each: to make it anew
+/// would take as long as a product with one token.
+pub(super) fn with_products(work: impl FnOnce([&mut [f32]; 2])) {
+    thread_local!(static ROOM: RefCell<Vec<f32>> = RefCell::new(vec![0.0; 2 * BLOCK_TOKENS_MAX * ROWS]));
+    ROOM.with_borrow_mut(|room| work(room.split_at_mut(BLOCK_TOKENS_MAX * ROWS).into()));
 }
 
 /// Puts a tile's products, (tokens, 16), where they belong in an output, (T, R).

@@ -47,7 +47,7 @@ impl Stack {
         let any = [self.any()];
         let ready = linear::prepare(pass, x, &any, buffers);
         let out = Scattered::new(out);
-        by_tiles(pass, runs, self.any().tiles(), |run, tile, [rows, slots], products| {
+        by_tiles(pass, runs, self.any().tiles(), |run, tile, [rows, slots], [products, _]| {
             self.layers[run.number].tile(tile, ready.inputs(0), rows, products);
             linear::put(&out, self.any().outputs(), tile, slots, products, Into::Set);
         });
@@ -65,9 +65,7 @@ impl Stack {
         let pair = [gate.any(), up.any()];
         let ready = linear::prepare(pass, x, &pair, buffers);
         let out = Scattered::new(out);
-        by_tiles(pass, runs, gate.any().tiles(), |run, tile, [rows, slots], gates| {
-            let mut ups = [0.0; BLOCK_TOKENS_MAX * ROWS];
-            let ups = &mut ups[..gates.len()];
+        by_tiles(pass, runs, gate.any().tiles(), |run, tile, [rows, slots], [gates, ups]| {
             gate.layers[run.number].tile(tile, ready.inputs(0), rows.clone(), gates);
             up.layers[run.number].tile(tile, ready.inputs(1), rows, ups);
             math::silu_times(gates, ups);
@@ -86,24 +84,25 @@ impl Stack {
     }
 }
 
-/// Hands out the tiles of all runs in one region; `work` gets rows of inputs, as many slots, and room for their
-/// products.
+/// Hands out the tiles of all runs in one region; `work` gets rows of inputs, as many slots, and
+/// [room for their products](linear::with_products).
 fn by_tiles(
     pass: &Pass<'_>,
     runs: &[Run],
     tiles: usize,
-    work: impl Fn(&Run, usize, [Range<usize>; 2], &mut [f32]) + Sync,
+    work: impl Fn(&Run, usize, [Range<usize>; 2], [&mut [f32]; 2]) + Sync,
 ) {
     pass.pool.spread(runs.len() * tiles, |items| {
-        let mut products = [0.0; BLOCK_TOKENS_MAX * ROWS];
-        for item in items {
-            let run = &runs[item / tiles];
-            for first in (0..run.slots.len()).step_by(BLOCK_TOKENS_MAX) {
-                let count = BLOCK_TOKENS_MAX.min(run.slots.len() - first);
-                let of = |rows: &Range<usize>| rows.start + first..rows.start + first + count;
-                let products = &mut products[..count * ROWS];
-                work(run, item % tiles, [of(&run.inputs), of(&run.slots)], products);
+        linear::with_products(|mut room| {
+            for item in items {
+                let run = &runs[item / tiles];
+                for first in (0..run.slots.len()).step_by(BLOCK_TOKENS_MAX) {
+                    let count = BLOCK_TOKENS_MAX.min(run.slots.len() - first);
+                    let of = |rows: &Range<usize>| rows.start + first..rows.start + first + count;
+                    let room = room.each_mut().map(|room| &mut room[..count * ROWS]);
+                    work(run, item % tiles, [of(&run.inputs), of(&run.slots)], room);
+                }
             }
-        }
+        });
     });
 }
