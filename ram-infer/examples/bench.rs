@@ -113,8 +113,9 @@ fn measure(dir: &Path, options: &Options) -> Result<Figures, Box<dyn Error>> {
     // The probe's own memory is no part of the model's.
     let peak_memory = peak_memory();
     let mut probe = Probe::new(options.threads)?;
-    if let Some(alone) = decode.iter_mut().find(|decoded| decoded.batch == 1) {
-        alone.probe_share = Some(probe_share(&model, &weights, &mut probe, options.depth)?);
+    // What lies in the cache would be read as well, and count for nothing.
+    if let Some(alone) = decode.iter_mut().find(|decoded| decoded.batch == 1 && options.depth == 0) {
+        alone.probe_share = Some(probe_share(&model, &weights, &mut probe)?);
     }
     let (device, probe) = (model.device().to_string(), probe.fastest());
     Ok(Figures { device, weights, load, first_token, prefill, decode, peak_memory, probe })
@@ -156,14 +157,9 @@ fn decode(
 }
 
 /// What decoding one sequence reaches of the probe's bytes a second.
-fn probe_share(
-    model: &Model,
-    weights: &Weights,
-    probe: &mut Probe,
-    depth: usize,
-) -> Result<f64, Box<dyn Error>> {
-    let mut sequences = Sequences::new(model, 1, depth + 1 + TURNS * TURN_TOKENS_MAX);
-    let mut logits = sequences.extend(0, &some_tokens(model, depth + 1, 0))?;
+fn probe_share(model: &Model, weights: &Weights, probe: &mut Probe) -> Result<f64, Box<dyn Error>> {
+    let mut sequences = Sequences::new(model, 1, 1 + TURNS * TURN_TOKENS_MAX);
+    let mut logits = sequences.extend(0, &some_tokens(model, 1, 0))?;
     let mut shares = Vec::with_capacity(TURNS);
     for _ in 0..TURNS {
         let (start, mut tokens) = (Instant::now(), 0_u32);

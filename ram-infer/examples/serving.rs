@@ -11,6 +11,7 @@
 //! | `batch` | tokens a second, all together | one request | `--batch` requests at once |
 //! | `prefix` | time to the first token | a prompt of `--prefix` words and some | another that begins with the same |
 //! | `repeating` | tokens a second, one request | one word over and over, without speculation | with it |
+//! | `quoting` | tokens a second, one request | quotations from the prompt, without speculation | with it |
 //! | `seeming` | tokens a second, one request | few words at random, without speculation | with it |
 //! | `fresh` | tokens a second, one request | all words at random, without speculation | with it |
 //!
@@ -20,7 +21,8 @@
 //!
 //! `--shape llama-3.2-1b` makes a model of random weights as `bench` does. What such a model says seldom repeats, so a
 //! bias chooses the words it may say: *repeating* is the best case of speculation; *seeming* looks like a repetition
-//! and is none, which is where guessing may cost. *period* tells in how many words an answer went in a circle.
+//! and is none, which is where guessing may cost. *quoting* is held to a text by a grammar: by turns 8 new words and 24
+//! that stand in the prompt. *period* tells in how many words an answer went in a circle.
 
 #![expect(clippy::print_stdout, reason = "an example speaks to the terminal")]
 #![expect(clippy::disallowed_methods, reason = "a measurement reads the clock")]
@@ -36,7 +38,9 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ram_core::job::Sampling;
+use ram_core::format::{ResponseFormat, Syntax};
+use ram_core::job::{GenerationParams, Sampling};
+use ram_core::units::TokenCount;
 use ram_infer::batch::BLOCK_TOKENS;
 use ram_infer::config::ModelConfig;
 use ram_infer::engine::{Engine, EngineConfig};
@@ -45,7 +49,7 @@ use ram_infer::tokenize::Tokenizer;
 
 use self::figure::Figure;
 use self::random_model::Shape;
-use self::requests::ask;
+use self::requests::{ask, ask_with};
 use self::runner::Sequences;
 
 /// What to measure.
@@ -101,9 +105,14 @@ fn measure(dir: &Path, options: &Options) -> Result<Vec<Figure>, Box<dyn Error>>
     if options.wants("prefix") {
         tell(stand.prefix(&clever)?);
     }
+    if options.wants("quoting") {
+        let (text, params) = stand.quoting()?;
+        tell(stand.speculation("quoting", [&plain, &clever], text, &params)?);
+    }
     for (name, temperature, few) in [("repeating", 0.0, 1), ("seeming", 1.0, FEW), ("fresh", 1.0, 0)] {
         if options.wants(name) {
-            tell(stand.speculation(name, &plain, &clever, &stand.sampling(temperature, few))?);
+            let params = stand.params(stand.sampling(temperature, few));
+            tell(stand.speculation(name, [&plain, &clever], stand.text(0, PROMPT), &params)?);
         }
     }
     Ok(figures)
@@ -214,15 +223,14 @@ impl<'a> Stand<'a> {
     fn speculation(
         &self,
         name: &'static str,
-        plain: &Engine,
-        clever: &Engine,
-        sampling: &Sampling,
+        [plain, clever]: [&Engine; 2],
+        text: String,
+        params: &GenerationParams,
     ) -> Result<Figure, Box<dyn Error>> {
-        let (decode, text) = (self.options.decode, [self.text(0, PROMPT)]);
-        let (mut tokens_a_pass, mut period) = (Vec::new(), None);
+        let (text, mut tokens_a_pass, mut period) = ([text], Vec::new(), None);
         let mut figure = self.figure(name, "tokens/s", |_| {
-            let without = ask(plain, &text, decode, sampling)?;
-            let with = ask(clever, &text, decode, sampling)?;
+            let without = ask_with(plain, &text, params)?;
+            let with = ask_with(clever, &text, params)?;
             assert!(without.text == with.text, "speculation changes no answer");
             tokens_a_pass.push(with.tokens_a_pass(1.0 / without.tokens_per_s()));
             period = with.period();
@@ -231,6 +239,32 @@ impl<'a> Stand<'a> {
         figure.more.push(("tokens a pass", figure::median(tokens_a_pass.into_iter())));
         figure.more.extend(period.map(|words| ("period", words as f64)));
         Ok(figure)
+    }
+
+    fn params(&self, sampling: Sampling) -> GenerationParams {
+        GenerationParams::new(TokenCount::new(self.options.decode as u64), sampling)
+    }
+
+    /// A prompt, and an answer that a grammar makes quote from it.
+    fn quoting(&self) -> Result<(String, GenerationParams), Box<dyn Error>> {
+        // Of one length, so that none is the beginning of another and only one token can come next.
+        let mut words = self.words.iter().filter(|(_, word)| word.len() == WORD).step_by(7);
+        let source: Vec<_> = words.by_ref().take(SOURCE).collect();
+        let mut answer = Vec::new();
+        for number in 0..self.options.decode.div_ceil(FRESH + QUOTED) {
+            answer.extend(words.by_ref().take(FRESH));
+            let first = number * 89 % (SOURCE - QUOTED);
+            answer.extend(&source[first..first + QUOTED]);
+        }
+        if answer.len() < self.options.decode {
+            return Err("the vocabulary has too few words of three letters".into());
+        }
+        let joined = |words: &[&(u32, String)]| words.iter().map(|(_, word)| word.as_str()).collect::<String>();
+        let mut sampling = self.sampling(0.0, 0);
+        sampling.logit_bias.extend(answer.iter().map(|(token, _)| (*token, 100.0)));
+        let definition = joined(&answer).into();
+        let format = ResponseFormat::Grammar { syntax: Syntax::Regex, definition };
+        Ok((joined(&source), GenerationParams { format, ..self.params(sampling) }))
     }
 
     fn figure(
@@ -300,6 +334,14 @@ const PROMPT: usize = 16;
 
 /// Words of a prompt's own behind a shared beginning.
 const OWN: usize = 8;
+
+/// Bytes of a word in a quotation, the space before it included.
+const WORD: usize = 4;
+
+/// Words of what is quoted from, of a quotation, and of what stands between two.
+const SOURCE: usize = 256;
+const QUOTED: usize = 24;
+const FRESH: usize = 8;
 
 /// So few words that the same ones come after one another again and again, by chance alone.
 const FEW: usize = 4;

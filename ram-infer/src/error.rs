@@ -212,6 +212,12 @@ pub enum InferError {
     /// A cache that another model made.
     #[error("the cache was made for a model of another shape")]
     CacheOfAnotherModel,
+    /// The system has no more memory.
+    #[error("the system has no {} bytes more for keys and values", wanted.get())]
+    NoMemory {
+        /// What was asked for.
+        wanted: Bytes,
+    },
     /// A run of layers that the model does not have.
     #[error("layers up to {end} were asked for, of a model of {layers}")]
     NoSuchLayers {

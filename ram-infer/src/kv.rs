@@ -1,7 +1,8 @@
 //! Keys and values of all sequences, in blocks that sequences share and give back.
 //!
-//! A [block](BlockId) holds [`BLOCK_TOKENS`] positions of one sequence for every layer and head. It is one allocation,
-//! made when it is first written. Within it, layer by layer and head by head:
+//! A [block](BlockId) holds [`BLOCK_TOKENS`] positions of one sequence for every layer and head. Neighbours share a
+//! *slab*, a run of memory that is made when the first of its blocks is written, and that huge pages back: a step of a
+//! long sequence reads two pages of 4 KiB in each block, layer and head. Within a block, layer by layer and head by head:
 //!
 //! ```text
 //! | keys, (D, 32): a row for each number of a head | values, (32, D): a row for each position |
@@ -11,15 +12,17 @@
 //! scale for each position. Layers that keep a state instead of positions have it in a sequence's *slot*.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
+use bytemuck::cast_slice_mut;
 use ram_core::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{BLOCK_TOKENS, BlockId, Part};
 use crate::error::InferError;
 use crate::gpu::DeviceKv;
-use crate::kernel::{Floats, from_bf16, to_bf16};
+use crate::kernel::{Floats, Memory, from_bf16, to_bf16};
 use crate::pool::Scattered;
 use crate::simd::{self, Kernel, MultiplyAdd};
 
@@ -85,14 +88,14 @@ pub(crate) enum Kind {
 }
 
 impl KvPool {
-    /// Gives a block's memory back. What it held is gone; it may be written anew.
+    /// Gives a block's memory back, once its neighbours' may go too. What it held is gone; it may be written anew.
     pub fn release(&mut self, block: BlockId) {
         if let Kind::Paged(paged) = &mut self.0 {
             paged.release(block);
         }
     }
 
-    /// Memory that is held now.
+    /// Memory of the blocks and states that are held now.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
         match &self.0 {
@@ -117,15 +120,18 @@ pub(crate) struct PagedKv {
     shape: KvShape,
     /// Where each layer's numbers start in a block, and all of them.
     starts: Vec<usize>,
-    blocks: Vec<Option<Block>>,
+    /// By the number of a block's slab; none where no block is held.
+    slabs: Vec<Option<Slab>>,
     /// By slot and layer; empty until a sequence begins there.
     states: Vec<Vec<Box<[f32]>>>,
 }
 
-enum Block {
-    F32(Box<[f32]>),
-    Bf16(Box<[u16]>),
-    Int8 { codes: Box<[i8]>, scales: Box<[f32]> },
+/// Neighbouring blocks.
+struct Slab {
+    /// Numbers of one block after those of another; of 8 bits, each block's scales follow its codes.
+    memory: Memory,
+    /// Whether each is held.
+    held: Vec<bool>,
 }
 
 /// The blocks as the threads of a pass use them.
@@ -180,13 +186,16 @@ impl KvShape {
 
     /// Memory that a block takes.
     pub(crate) fn block_bytes(&self) -> Bytes {
+        Bytes::new(self.block_len() as u64)
+    }
+
+    fn block_len(&self) -> usize {
         let numbers = self.starts().last().copied().unwrap_or(0);
-        let bytes = match self.dtype {
+        match self.dtype {
             KvDtype::F32 => 4 * numbers,
             KvDtype::Bf16 => 2 * numbers,
             KvDtype::Int8 => numbers + 4 * self.scales(),
-        };
-        Bytes::new(bytes as u64)
+        }
     }
 
     /// Memory that the states of one sequence take.
@@ -203,12 +212,9 @@ impl KvShape {
         self.layers.iter().any(|layer| matches!(layer, LayerKv::State { .. }))
     }
 
-    fn new_block(&self, numbers: usize) -> Block {
-        match self.dtype {
-            KvDtype::F32 => Block::F32(zeros(numbers)),
-            KvDtype::Bf16 => Block::Bf16(zeros(numbers)),
-            KvDtype::Int8 => Block::Int8 { codes: zeros(numbers), scales: zeros(self.scales()) },
-        }
+    /// Blocks of a slab.
+    fn slab_blocks(&self) -> usize {
+        (SLAB_BYTES / self.block_len().max(1)).clamp(1, SLAB_BLOCKS_MAX)
     }
 }
 
@@ -217,19 +223,53 @@ impl PagedKv {
     pub(crate) fn new(shape: KvShape, slots: usize) -> Self {
         let starts = shape.starts();
         let states = (0..slots).map(|_| Vec::new()).collect();
-        Self { shape, starts, blocks: Vec::new(), states }
+        Self { shape, starts, slabs: Vec::new(), states }
     }
 
-    /// Gives a block's memory back.
+    /// Lets a block go, and its slab with the last one.
     pub(crate) fn release(&mut self, block: BlockId) {
-        if let Some(held) = self.blocks.get_mut(block.0 as usize) {
-            *held = None;
+        let (number, place) = self.slab_of(block);
+        if let Some(slab) = self.slabs.get_mut(number)
+            && let Some(Slab { held, .. }) = slab
+        {
+            held[place] = false;
+            if !held.contains(&true) {
+                *slab = None;
+            }
         }
     }
 
-    /// Memory that is held now.
+    /// The number of a block's slab, and its own number in there.
+    fn slab_of(&self, block: BlockId) -> (usize, usize) {
+        let (block, count) = (block.0 as usize, self.shape.slab_blocks());
+        (block / count, block % count)
+    }
+
+    /// Holds a block, in a new slab if there is none yet.
+    fn hold(&mut self, block: BlockId) -> Result<(), InferError> {
+        let (number, place) = self.slab_of(block);
+        if number >= self.slabs.len() {
+            self.slabs.resize_with(number + 1, || None);
+        }
+        let slab = &mut self.slabs[number];
+        let slab = match slab {
+            Some(slab) => slab,
+            None => {
+                let count = self.shape.slab_blocks();
+                let bytes = count.saturating_mul(self.shape.block_len());
+                let refused = |_| InferError::NoMemory { wanted: Bytes::new(bytes as u64) };
+                let memory = Memory::zeroed(bytes).map_err(refused)?;
+                slab.insert(Slab { memory, held: vec![false; count] })
+            }
+        };
+        slab.held[place] = true;
+        Ok(())
+    }
+
+    /// Memory of the blocks and states that are held now.
     pub(crate) fn bytes(&self) -> Bytes {
-        let blocks = self.blocks.iter().flatten().count() as u64;
+        let held = self.slabs.iter().flatten().flat_map(|slab| &slab.held);
+        let blocks = held.filter(|held| **held).count() as u64;
         let states = self.states.iter().filter(|states| !states.is_empty()).count() as u64;
         Bytes::new(blocks * self.shape.block_bytes().get() + states * self.shape.state_bytes().get())
     }
@@ -242,7 +282,7 @@ impl PagedKv {
     ///
     /// # Errors
     /// [`InferError::CacheOverrun`] for a part that its blocks have no room for; [`InferError::CacheOfAnotherModel`]
-    /// for a slot that there is not, or a block that two parts would write.
+    /// for a slot that there is not, or a block that two parts would write; [`InferError::NoMemory`].
     pub(crate) fn admit(&mut self, parts: &[Part<'_>]) -> Result<(), InferError> {
         let mut written: Vec<BlockId> = Vec::new();
         for part in parts {
@@ -267,14 +307,7 @@ impl PagedKv {
             return Err(InferError::CacheOfAnotherModel);
         }
         for block in parts.iter().flat_map(|part| part.blocks) {
-            let index = block.0 as usize;
-            if index >= self.blocks.len() {
-                self.blocks.resize_with(index + 1, || None);
-            }
-            if self.blocks[index].is_none() {
-                let numbers = self.starts.last().copied().unwrap_or(0);
-                self.blocks[index] = Some(self.shape.new_block(numbers));
-            }
+            self.hold(*block)?;
         }
         Ok(())
     }
@@ -287,25 +320,37 @@ impl PagedKv {
                 LayerKv::Positions { .. } => 0,
                 LayerKv::State { floats } => *floats,
             };
-            *states = self.shape.layers.iter().map(|layer| zeros(floats(layer))).collect();
+            *states = self.shape.layers.iter().map(|layer| vec![0.0; floats(layer)].into()).collect();
         }
         Ok(())
     }
 
     /// Everything, for the threads of a pass.
     pub(crate) fn view(&mut self) -> Blocks<'_> {
-        let blocks = self.blocks.iter_mut().map(|block| match block {
-            None => View::Absent,
-            Some(Block::F32(numbers)) => View::F32(Scattered::new(numbers)),
-            Some(Block::Bf16(numbers)) => View::Bf16(Scattered::new(numbers)),
-            Some(Block::Int8 { codes, scales }) => {
+        let (count, len, dtype) = (self.shape.slab_blocks(), self.shape.block_len(), self.shape.dtype);
+        let numbers = self.starts.last().copied().unwrap_or(0);
+        let view = |(held, bytes): (&bool, _)| match dtype {
+            _ if !held => View::Absent,
+            KvDtype::F32 => View::F32(Scattered::new(cast_slice_mut(bytes))),
+            KvDtype::Bf16 => View::Bf16(Scattered::new(cast_slice_mut(bytes))),
+            KvDtype::Int8 => {
+                let (codes, scales) = bytes.split_at_mut(numbers);
+                let (codes, scales) = (cast_slice_mut(codes), cast_slice_mut(scales));
                 View::Int8 { codes: Scattered::new(codes), scales: Scattered::new(scales) }
             }
-        });
+        };
+        let mut blocks = Vec::with_capacity(self.slabs.len() * count);
+        for slab in &mut self.slabs {
+            match slab {
+                Some(Slab { memory, held }) => {
+                    blocks.extend(held.iter().zip(memory.bytes_mut().chunks_exact_mut(len)).map(view));
+                }
+                None => blocks.extend(std::iter::repeat_with(|| View::Absent).take(count)),
+            }
+        }
         let slots = self.states.iter_mut();
         let states =
             slots.map(|states| states.iter_mut().map(|state| Scattered::new(state)).collect()).collect();
-        let blocks = blocks.collect();
         Blocks { shape: &self.shape, starts: &self.starts, blocks, states }
     }
 }
@@ -316,8 +361,6 @@ struct Place {
     start: usize,
     keys: usize,
     values: usize,
-    /// The first of its keys' scales; those of its values follow.
-    scales: usize,
 }
 
 impl Blocks<'_> {
@@ -335,9 +378,13 @@ impl Blocks<'_> {
         let LayerKv::Positions { keys, values, .. } = self.shape.layers[at.layer] else {
             unreachable!("a layer that attends keeps positions")
         };
-        let start = self.starts[at.layer] + at.head * (keys + values) * BLOCK_TOKENS;
-        let scales = 2 * BLOCK_TOKENS * (self.shape.heads_before(at.layer) + at.head);
-        Place { start, keys, values, scales }
+        Place { start: self.starts[at.layer] + at.head * (keys + values) * BLOCK_TOKENS, keys, values }
+    }
+
+    /// Where a head's scales lie among those of a block: of its keys, then of its values.
+    fn scales(&self, at: Head) -> Range<usize> {
+        let first = 2 * BLOCK_TOKENS * (self.shape.heads_before(at.layer) + at.head);
+        first..first + 2 * BLOCK_TOKENS
     }
 
     /// Writes key and value of one position, the `offset`th of a block.
@@ -346,7 +393,7 @@ impl Blocks<'_> {
     /// No other thread uses this head of this block.
     #[expect(unsafe_code, reason = "threads write heads of their own of one block")]
     pub(crate) unsafe fn write(&self, block: BlockId, at: Head, offset: usize, key: &[f32], value: &[f32]) {
-        let Place { start, keys, values, scales } = self.place(at);
+        let Place { start, keys, values } = self.place(at);
         debug_assert!(key.len() == keys && value.len() == values && offset < BLOCK_TOKENS);
         let across = |number: usize| number * BLOCK_TOKENS + offset;
         let (middle, end) = (keys * BLOCK_TOKENS, (keys + values) * BLOCK_TOKENS);
@@ -365,11 +412,11 @@ impl Blocks<'_> {
                 key.iter().enumerate().for_each(|(number, key)| head[across(number)] = to_bf16(*key));
                 head[along..].iter_mut().zip(value).for_each(|(out, value)| *out = to_bf16(*value));
             }
-            View::Int8 { codes, scales: all } => {
+            View::Int8 { codes, scales } => {
                 // SAFETY: this head alone, by the caller's promise.
                 let head = unsafe { codes.part(start..start + end) };
                 // SAFETY: this head alone, by the caller's promise.
-                let own = unsafe { all.part(scales..scales + 2 * BLOCK_TOKENS) };
+                let own = unsafe { scales.part(self.scales(at)) };
                 let (code, scale) = coder(key);
                 own[offset] = scale;
                 key.iter().enumerate().for_each(|(number, key)| head[across(number)] = code(*key));
@@ -386,7 +433,7 @@ impl Blocks<'_> {
     /// Nobody writes this head of this block meanwhile.
     #[expect(unsafe_code, reason = "threads read heads that nobody writes")]
     pub(crate) unsafe fn head(&self, block: BlockId, at: Head) -> Stored<'_> {
-        let Place { start, keys, values, scales } = self.place(at);
+        let Place { start, keys, values } = self.place(at);
         let middle = start + keys * BLOCK_TOKENS;
         let (keys, values) = (start..middle, middle..middle + values * BLOCK_TOKENS);
         // SAFETY: this head alone, by the caller's promise.
@@ -395,8 +442,8 @@ impl Blocks<'_> {
                 View::Absent => unreachable!("admit() makes all blocks of a pass"),
                 View::F32(all) => Stored::F32 { keys: all.view(keys), values: all.view(values) },
                 View::Bf16(all) => Stored::Bf16 { keys: all.view(keys), values: all.view(values) },
-                View::Int8 { codes, scales: all } => {
-                    let scales = all.view(scales..scales + 2 * BLOCK_TOKENS).split_at(BLOCK_TOKENS);
+                View::Int8 { codes, scales } => {
+                    let scales = scales.view(self.scales(at)).split_at(BLOCK_TOKENS);
                     Stored::Int8 { keys: codes.view(keys), values: codes.view(values), scales }
                 }
             }
@@ -517,9 +564,10 @@ fn coder(vector: &[f32]) -> (impl Fn(f32) -> i8, f32) {
     (move |x: f32| (x * inverse).round() as i8, scale)
 }
 
-fn zeros<T: Clone + Default>(count: usize) -> Box<[T]> {
-    vec![T::default(); count].into_boxed_slice()
-}
+/// Some huge pages; few enough that a model which is asked little takes little.
+const SLAB_BYTES: usize = 8 << 20;
+/// For tiny models.
+const SLAB_BLOCKS_MAX: usize = 64;
 
 fn count(tokens: usize) -> ram_core::units::TokenCount {
     ram_core::units::TokenCount::new(tokens as u64)
@@ -596,6 +644,45 @@ mod tests {
         assert_eq!(pool.bytes().get(), 2 * block + 12);
         pool.release(blocks[0]);
         assert_eq!(pool.bytes().get(), block + 12);
+        assert_eq!(pool.slabs.iter().flatten().count(), 1);
+        pool.release(blocks[0]);
+        pool.release(blocks[1]);
+        pool.release(BlockId(u32::MAX));
+        assert_eq!((pool.bytes().get(), pool.slabs.iter().flatten().count()), (12, 0));
+    }
+
+    #[test]
+    fn blocks_of_a_slab_lie_apart() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
+            let mut pool = pool(dtype);
+            let count = u32::try_from(2 * pool.shape.slab_blocks()).unwrap();
+            let ids: Vec<_> = (0..count).map(BlockId).collect();
+            let tokens = vec![0; ids.len() * BLOCK_TOKENS];
+            pool.admit(&[part(&tokens, 0, &ids)]).unwrap();
+            let blocks = pool.view();
+            let at = Head { layer: 2, head: HEADS - 1 };
+            for id in &ids {
+                // SAFETY: one thread.
+                unsafe { blocks.write(*id, at, 31, &[id.0 as f32; KEYS], &[-(id.0 as f32); VALUES]) };
+            }
+            for id in &ids {
+                let (mut keys, mut values) = (vec![0.0; KEYS * BLOCK_TOKENS], vec![0.0; VALUES * BLOCK_TOKENS]);
+                // SAFETY: one thread.
+                let stored = unsafe { blocks.head(*id, at) };
+                simd::run(Widen { stored, keys: &mut keys, values: &mut values });
+                let number = id.0 as f32;
+                assert!((keys[31] - number).abs() < 1e-3 && (values[31 * VALUES] + number).abs() < 1e-3);
+            }
+        }
+    }
+
+    #[test]
+    fn memory_that_there_is_not_is_refused() {
+        let layers = vec![LayerKv::Positions { heads: 1 << 20, keys: 1 << 20, values: 1 << 20 }];
+        let mut pool = PagedKv::new(KvShape { layers, dtype: KvDtype::Bf16 }, 1);
+        let refused = pool.admit(&[part(&[0], 0, &[BlockId(0)])]);
+        assert!(matches!(refused, Err(InferError::NoMemory { .. })), "{refused:?}");
+        assert_eq!(pool.bytes(), Bytes::ZERO);
     }
 
     #[test]

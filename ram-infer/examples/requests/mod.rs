@@ -33,10 +33,20 @@ pub(crate) fn ask(
     tokens: usize,
     sampling: &Sampling,
 ) -> Result<Answers, Box<dyn Error>> {
+    let params = GenerationParams::new(TokenCount::new(tokens as u64), sampling.clone());
+    ask_with(engine, texts, &params)
+}
+
+/// [`ask`], with everything that can be asked for.
+pub(crate) fn ask_with(
+    engine: &Engine,
+    texts: &[String],
+    params: &GenerationParams,
+) -> Result<Answers, Box<dyn Error>> {
+    let tokens = usize::try_from(params.max_tokens.get())?;
     let (count, text, cached, arrivals) = (texts.len(), String::new(), 0, Vec::new());
     let (first, rest) = (Duration::ZERO, Duration::ZERO);
     let mut answers = Answers { count, tokens, first, rest, text, cached, arrivals };
-    let params = GenerationParams::new(TokenCount::new(tokens as u64), sampling.clone());
     let start = Instant::now();
     let submit = |text: &String| {
         let prompt = Prompt::Text(text.as_str().into());

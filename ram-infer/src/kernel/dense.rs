@@ -49,7 +49,7 @@ pub(crate) struct Strided<'a> {
 /// `out (M, N) += left (M, K) * right (K, N)`.
 ///
 /// To an element its products are added one after the other in the order of K, so a row's results depend on no other.
-/// `next` is what will stand on the right of a later product: row by row it is asked of the memory meanwhile.
+/// `next` is what will stand on the right of a later product: it is asked of the memory meanwhile.
 ///
 /// # Panics
 /// When the sizes do not fit each other.
@@ -206,8 +206,10 @@ impl<T: Float> At<T> {
         let asks = row == 0 && !self.next.is_null();
         for k in 0..self.depth {
             if asks {
+                // From end to end, as evenly as the products go on.
+                let from = self.next.wrapping_add(col * self.depth + k * V * LANES);
                 for v in 0..V {
-                    I::prefetch(self.next.wrapping_add(k * self.width + col + v * LANES).cast());
+                    I::prefetch(from.wrapping_add(v * LANES).cast());
                 }
             }
             let right = self.right.add(k * self.width + col);

@@ -52,12 +52,12 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+pub(crate) use self::arena::Memory;
 pub(crate) use self::dense::{Floats, Strided, add_products};
 pub(crate) use self::floats::{Float, from_bf16, to_bf16};
 pub(crate) use self::inputs::Inputs;
 pub(crate) use self::layout::{ROWS, Scales};
 
-use self::arena::Memory;
 use self::inputs::Form;
 use self::isa::Processor;
 use self::layout::{Kind, Layout};

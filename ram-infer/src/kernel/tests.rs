@@ -261,6 +261,37 @@ fn products_in_every_format_agree_with_those_in_f64() {
     }
 }
 
+/// What rounding inputs to 8 bits costs a product: the root of the mean square of the error over that of the results,
+/// for inputs with a normal distribution. A group's largest input sets its step, so wider groups are rounded more.
+#[test]
+fn integer_products_are_within_six_thousandths() {
+    let mut numbers = Numbers(9);
+    let integers = |format: &Format| match format {
+        Format::Affine { group, .. } => *group <= 64,
+        _ => matches!(format, Format::Mxfp4 | Format::Nvfp4),
+    };
+    for (format, float) in formats().filter(|(format, _)| integers(format)) {
+        let stored = Stored::random(format, 64, 2048, float, &mut numbers);
+        let packed = stored.pack();
+        let mut normal = || (0..12).map(|_| numbers.float()).sum::<f32>() / 2.0;
+        let x: Vec<f32> = (0..16 * stored.cols).map(|_| normal()).collect();
+        let mut inputs = Inputs::default();
+        packed.prepare(&x, Numerics::Int8, &mut inputs);
+        let found = products(&packed, &inputs, 0..16);
+        let (mut errors, mut sizes) = (0.0, 0.0);
+        for (x, found) in x.chunks_exact(stored.cols).zip(found.chunks_exact(stored.rows)) {
+            for (weights, y) in stored.weights.chunks_exact(stored.cols).zip(found) {
+                let expected: f64 = x.iter().zip(weights).map(|(x, w)| f64::from(*x) * w).sum();
+                errors += (f64::from(*y) - expected).powi(2);
+                sizes += expected.powi(2);
+            }
+        }
+        let error = (errors / sizes).sqrt();
+        eprintln!("{format:?} {float:?}: {error:.5}");
+        assert!((1e-3..=6e-3).contains(&error), "{format:?}: {error}");
+    }
+}
+
 #[test]
 fn columns_past_a_stretch_are_added_too() {
     let mut numbers = Numbers(2);

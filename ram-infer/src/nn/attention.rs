@@ -309,9 +309,9 @@ impl Room {
         #[expect(unsafe_code, reason = "several threads read a block")]
         // SAFETY: the region before wrote all blocks of this layer, this one writes none.
         let stored = |block: usize| unsafe { pass.blocks.head(part.blocks[block], at) };
-        for block in blocks.clone() {
-            let next = blocks.contains(&(block + 1)).then(|| stored(block + 1).as_kept()).flatten();
-            let stored = stored(block);
+        let mut blocks = blocks.map(|block| (block, stored(block))).peekable();
+        while let Some((block, stored)) = blocks.next() {
+            let next = blocks.peek().and_then(|(_, next)| next.as_kept());
             let (keys, values) = if pass.blocks.keeps_values(at.layer) {
                 stored.floats(rows.len() <= DIRECT_ROWS, keys, values)
             } else {
