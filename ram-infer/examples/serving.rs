@@ -21,7 +21,7 @@
 //!
 //! `--shape llama-3.2-1b` makes a model of random weights as `bench` does. What such a model says seldom repeats, so a
 //! bias chooses the words it may say: *repeating* is the best case of speculation; *seeming* looks like a repetition
-//! and is none, which is where guessing may cost. *quoting* is held to a text by a grammar: by turns 8 new words and 24
+//! and is none, which is where guessing may cost. *quoting* is held to a text by a grammar: by turns 8 new words and 56
 //! that stand in the prompt. *period* tells in how many words an answer went in a circle.
 
 #![expect(clippy::print_stdout, reason = "an example speaks to the terminal")]
@@ -259,7 +259,8 @@ impl<'a> Stand<'a> {
         if answer.len() < self.options.decode {
             return Err("the vocabulary has too few words of three letters".into());
         }
-        let joined = |words: &[&(u32, String)]| words.iter().map(|(_, word)| word.as_str()).collect::<String>();
+        let joined =
+            |words: &[&(u32, String)]| words.iter().map(|(_, word)| word.as_str()).collect::<String>();
         let mut sampling = self.sampling(0.0, 0);
         sampling.logit_bias.extend(answer.iter().map(|(token, _)| (*token, 100.0)));
         let definition = joined(&answer).into();
@@ -340,7 +341,7 @@ const WORD: usize = 4;
 
 /// Words of what is quoted from, of a quotation, and of what stands between two.
 const SOURCE: usize = 256;
-const QUOTED: usize = 24;
+const QUOTED: usize = 56;
 const FRESH: usize = 8;
 
 /// So few words that the same ones come after one another again and again, by chance alone.

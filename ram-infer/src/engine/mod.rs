@@ -311,9 +311,9 @@ impl Engine {
     ///
     /// A prompt that cannot be continued is no error here: its generation ends at once, with
     /// [`Failure::ContextLengthExceeded`] when it leaves no room for one token of an answer, with
-    /// [`Failure::ToolsUnsupported`], with [`Failure::InvalidPrompt`], or with [`Failure::InvalidFormat`]. An answer
-    /// that would pass the context, or the memory for keys and values, is cut there
-    /// ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
+    /// [`Failure::OutOfMemory`] when keys and values never have room for it, with [`Failure::ToolsUnsupported`], with
+    /// [`Failure::InvalidPrompt`], or with [`Failure::InvalidFormat`]. An answer that would pass the context, or the
+    /// memory for keys and values, is cut there ([`FinishReason::Length`](ram_core::job::FinishReason::Length)).
     ///
     /// # Errors
     /// [`Failure::Overloaded`] when slots and queue are taken; [`Failure::Internal`] when the thread is no more.
@@ -324,7 +324,7 @@ impl Engine {
         let Request { prompt, params } = request;
         let calls = matches!(&prompt, Prompt::Chat(chat) if !chat.tools.is_empty());
         let checked = encode(tokenizer, &prompt)
-            .and_then(|prompt| check(prompt, info))
+            .and_then(|prompt| check(prompt, info, self.0.kv_tokens))
             .and_then(|prompt| Ok((formats.compile(&params.format, &prompt)?, prompt)));
         let (constraint, prompt) = match checked {
             Ok(checked) => checked,
@@ -333,10 +333,9 @@ impl Engine {
                 return Ok(generation);
             }
         };
-        // An answer that memory has no room for is cut as one that the context has no room for; a prompt is refused.
-        let read = TokenCount::new(prompt.len() as u64);
-        let room = if read < self.0.kv_tokens { info.context.min(self.0.kv_tokens) } else { info.context };
-        let tokens_max = params.max_tokens.min(room.saturating_sub(read));
+        // An answer that memory has no room for is cut as one that the context has no room for.
+        let room = info.context.min(self.0.kv_tokens).saturating_sub(TokenCount::new(prompt.len() as u64));
+        let tokens_max = params.max_tokens.min(room);
         let mut answer =
             Answer::new(Arc::clone(tokenizer), Arc::clone(end_tokens), &prompt, params, tokens_max);
         answer.hold_to(constraint);
@@ -411,8 +410,8 @@ fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
     })
 }
 
-/// That the model can continue a prompt.
-fn check(prompt: Vec<u32>, info: &EngineInfo) -> Result<Vec<u32>, Failure> {
+/// That the model can continue a prompt, and has room for a token of an answer.
+fn check(prompt: Vec<u32>, info: &EngineInfo, kv_tokens: TokenCount) -> Result<Vec<u32>, Failure> {
     let known = |token: &u32| usize::try_from(*token).is_ok_and(|token| token < info.vocab_size);
     if prompt.is_empty() || !prompt.iter().all(known) {
         return Err(Failure::InvalidPrompt);
@@ -420,6 +419,9 @@ fn check(prompt: Vec<u32>, info: &EngineInfo) -> Result<Vec<u32>, Failure> {
     let tokens = TokenCount::new(prompt.len() as u64);
     if tokens >= info.context {
         return Err(Failure::ContextLengthExceeded { prompt: tokens, limit: info.context });
+    }
+    if tokens >= kv_tokens {
+        return Err(Failure::OutOfMemory);
     }
     Ok(prompt)
 }

@@ -214,13 +214,12 @@ fn an_answer_is_as_long_as_memory_allows_and_a_prompt_without_room_is_refused() 
 fn a_request_without_room_is_refused_at_once_and_another_goes_on() {
     let (model, gate) = FakeModel::gated();
     let room = Some(model.block_bytes());
-    let engine = engine_with(model, 2, 0, room);
+    let engine = engine_with(model, 1, 1, room);
     let mut goes_on = engine.submit(request("ab", 20, 0)).unwrap();
     assert!(matches!(goes_on.wait_next(), Some(Event::Started { .. })));
     let too_large = engine.submit(request(&"a".repeat(40), 5, 0)).unwrap();
-    gate.send(()).unwrap(); // The pass that is under way: no other is needed.
     assert_eq!(failure(too_large), Some(Failure::OutOfMemory));
-    drop(gate);
+    drop(gate); // Until here no pass has ended.
     let (text, outcome) = read(goes_on);
     assert_eq!(text.len(), 20);
     assert!(matches!(outcome, Outcome::Done { .. }), "{outcome:?}");

@@ -122,45 +122,36 @@ impl Product<'_> {
     /// Does all tokens with the codes as they lie.
     #[inline(always)]
     unsafe fn by_blocks<I: Isa, B: Blocks<I>>(self) {
-        let (rows, tile_bytes) = (self.rows.as_ptr(), self.layout.tile_bytes);
-        let stretch = if self.tokens.len() > B::TOKENS_MAX { STRETCH_BYTES } else { self.rows.len() };
-        self.by_stretches::<I, B>(stretch / tile_bytes, |groups| Lying {
-            first: rows.add(groups.start * tile_bytes),
-            step: tile_bytes,
-        });
+        let all = if self.tokens.len() > B::TOKENS_MAX { STRETCH_BYTES } else { self.rows.len() };
+        let stretch = all / self.layout.tile_bytes;
+        self.by_stretches::<I, B, AsTheyLie>(stretch, &mut []);
     }
 
     /// Does all tokens with weights that were taken apart, stretch by stretch.
     #[inline(always)]
     unsafe fn by_unpacked<I: Isa, B: Blocks<I>, A: Apart<I>>(self) {
-        let mut room = [const { MaybeUninit::<u8>::uninit() }; STRETCH_BYTES];
-        let (rows, layout, room) = (self.rows.as_ptr(), self.layout, room.as_mut_ptr().cast::<u8>());
-        let step = A::BYTES * layout.group * ROWS;
-        self.by_stretches::<I, B>(STRETCH_BYTES / step, |groups| {
-            for (place, group) in groups.clone().enumerate() {
-                A::apart(rows.add(group * layout.tile_bytes), layout.group / 4, room.add(place * step));
-            }
-            Lying { first: room, step }
-        });
+        let mut room = [const { MaybeUninit::uninit() }; STRETCH_BYTES];
+        let stretch = STRETCH_BYTES / (A::BYTES * self.layout.group * ROWS);
+        self.by_stretches::<I, B, TakenApart<A>>(stretch, &mut room);
     }
 
     /// Does all tokens, by stretches of so many groups (one at least) and blocks of as many tokens as there are kernels
-    /// for. `ready` says where the codes of a stretch are.
+    /// for. Codes that do not stay where they are go to `room`.
     #[inline(always)]
-    unsafe fn by_stretches<I: Isa, B: Blocks<I>>(
+    unsafe fn by_stretches<I: Isa, B: Blocks<I>, R: Ready<I>>(
         self,
         stretch: usize,
-        mut ready: impl FnMut(&Range<usize>) -> Lying,
+        room: &mut [MaybeUninit<u8>],
     ) {
         let (layout, tokens) = (self.layout, self.tokens);
         for first in (0..layout.groups).step_by(stretch.max(1)) {
             let groups = first..layout.groups.min(first + stretch.max(1));
-            let codes = ready(&groups);
+            let tile = self.rows.as_ptr().add(first * layout.tile_bytes);
+            let codes = R::ready(tile, layout, groups.len(), room.as_mut_ptr().cast());
             let mut token = tokens.start;
             while token < tokens.end {
                 let out = self.out.as_mut_ptr().add((token - tokens.start) * ROWS);
                 let left = tokens.end - token;
-                let tile = self.rows.as_ptr().add(first * layout.tile_bytes);
                 let (factor, inputs) = (self.factor, self.inputs);
                 let at = At { first, tile, codes, layout, factor, inputs, token };
                 macro_rules! block {
@@ -180,6 +171,40 @@ impl Product<'_> {
                 block!(1usize);
             }
         }
+    }
+}
+
+/// How codes become ready to be read: a trait, since a closure that is not inlined would run without the processor's
+/// vectors.
+trait Ready<I: Isa> {
+    /// Readies some groups from the tile at `tile` on; `room` has room for them.
+    ///
+    /// # Safety
+    /// As [`Kernel::run`].
+    unsafe fn ready(tile: *const u8, layout: &Layout, groups: usize, room: *mut u8) -> Lying;
+}
+
+/// They stay where they are.
+struct AsTheyLie;
+
+impl<I: Isa> Ready<I> for AsTheyLie {
+    #[inline(always)]
+    unsafe fn ready(tile: *const u8, layout: &Layout, _: usize, _: *mut u8) -> Lying {
+        Lying { first: tile, step: layout.tile_bytes }
+    }
+}
+
+/// They are taken apart.
+struct TakenApart<A>(PhantomData<A>);
+
+impl<I: Isa, A: Apart<I>> Ready<I> for TakenApart<A> {
+    #[inline(always)]
+    unsafe fn ready(tile: *const u8, layout: &Layout, groups: usize, room: *mut u8) -> Lying {
+        let step = A::BYTES * layout.group * ROWS;
+        for group in 0..groups {
+            A::apart(tile.add(group * layout.tile_bytes), layout.group / 4, room.add(group * step));
+        }
+        Lying { first: room, step }
     }
 }
 
