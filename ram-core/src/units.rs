@@ -124,6 +124,21 @@ impl TokenRate {
     }
 }
 
+unit_u64! {
+    /// A speed in bytes per second: of memory, disk or wire.
+    ByteRate
+}
+
+impl ByteRate {
+    /// How long `bytes` take at this speed, to the nanosecond above; the longest possible time at speed zero.
+    #[must_use]
+    pub fn time_for(self, bytes: Bytes) -> Duration {
+        let nanos = (u128::from(bytes.0) * 1_000_000_000).checked_add(u128::from(self.0).saturating_sub(1));
+        let nanos = nanos.and_then(|nanos| nanos.checked_div(self.0.into()));
+        nanos.and_then(|nanos| nanos.try_into().ok()).map_or(Duration::MAX, Duration::from_nanos)
+    }
+}
+
 impl Bytes {
     /// `count` mebibytes (2^20 bytes).
     #[must_use]
@@ -147,6 +162,17 @@ impl fmt::Display for TokenCount {
 impl fmt::Display for TokenRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{} tokens/s", self.0 / 1000, self.0 % 1000 / 100)
+    }
+}
+
+impl fmt::Display for ByteRate {
+    /// Decimal units, as speeds are told: `546.0 GB/s`, `125.0 MB/s`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const STEPS: [(u64, &str); 3] = [(1_000_000_000, "GB"), (1_000_000, "MB"), (1000, "kB")];
+        match STEPS.into_iter().find(|(unit, _)| self.0 >= *unit) {
+            Some((unit, name)) => write!(f, "{}.{} {name}/s", self.0 / unit, self.0 % unit / (unit / 10)),
+            None => write!(f, "{} B/s", self.0),
+        }
     }
 }
 

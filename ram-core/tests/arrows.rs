@@ -10,12 +10,13 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 const DEV_ARROWS: [(&str, &str); 1] = [("ram-coordinator", "ram-provider")];
 
 /// What must not stand anywhere below a crate, however far down.
-const FORBIDDEN: [(&str, &[&str]); 6] = [
+const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("ram-core", &["tokio", "candle-core", "axum", "hyper", "reqwest", "getrandom"]),
     ("ram-proto", &["tokio", "candle-core", "axum", "hyper", "ram-crypto"]),
     ("ram-chain", &["tokio", "candle-core", "axum", "hyper"]),
     ("ram-crypto", &["tokio", "tracing", "log", "serde"]),
     ("ram-infer", &["tokio", "hyper", "reqwest", "ureq", "rustls", "ram-proto"]),
+    ("ram-pipeline", &["candle-core", "candle-nn", "ram-infer", "axum", "hyper"]),
     ("ram-coordinator", &["candle-core", "candle-nn", "ram-infer", "ram-provider"]),
 ];
 

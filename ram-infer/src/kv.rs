@@ -2,7 +2,8 @@
 //!
 //! A [block](BlockId) holds [`BLOCK_TOKENS`] positions of one sequence for every layer and head. Neighbours share a
 //! *slab*, a run of memory that is made when the first of its blocks is written, and that huge pages back: a step of a
-//! long sequence reads two pages of 4 KiB in each block, layer and head. Within a block, layer by layer and head by head:
+//! long sequence reads two pages of 4 KiB in each block, layer and head. Within a block, layer by layer and head by
+//! head:
 //!
 //! ```text
 //! | keys, (D, 32): a row for each number of a head | values, (32, D): a row for each position |

@@ -219,7 +219,25 @@ impl Shape {
             plain: if last { self.hidden } else { 0 },
             router: 0,
         };
-        ends + layers.iter().map(|layer| self.layer(layer, Experts::All)).sum()
+        ends + self.total_in(layers)
+    }
+
+    /// Parameters of these layers that take part in one token, without those of the model's ends.
+    #[must_use]
+    pub fn active_in(self, layers: LayerRange) -> Parameters {
+        layers.iter().map(|layer| self.layer(layer, Experts::OfOneToken)).sum()
+    }
+
+    /// Parameters of these layers, without those of the model's ends.
+    #[must_use]
+    pub fn total_in(self, layers: LayerRange) -> Parameters {
+        layers.iter().map(|layer| self.layer(layer, Experts::All)).sum()
+    }
+
+    /// Parameters of the embedding; the head has as many.
+    #[must_use]
+    pub fn embedding(self) -> Parameters {
+        Parameters { matrix: self.vocab * self.hidden, ..Parameters::default() }
     }
 
     /// Bytes that one token takes in the caches of these layers.
