@@ -50,4 +50,4 @@ mod listing;
 pub use config::{Endpoint, HubConfig, Patience, Token, cache_dir};
 pub use error::HubError;
 pub use fetch::{Hub, Plan, PlannedFile, Progress};
-pub use layers::{LayersPlan, Shard};
+pub use layers::LayersPlan;

@@ -16,15 +16,17 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 mod qwen3_next;
+mod shard;
 
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use ram_core::layers::LayerRange;
 use ram_core::units::{Bytes, TokenCount};
 
 use self::decoder::Decoder;
+pub(crate) use self::shard::Role;
+pub use self::shard::Shard;
 use crate::batch::{BlockId, Part, Rows, Wanted};
 use crate::cache::KvCache;
 use crate::config::{Architecture, ModelConfig};
@@ -78,25 +80,6 @@ impl LoadOptions {
     #[must_use]
     pub const fn exact() -> Self {
         Self { device: Device::Cpu, numerics: Numerics::F32, threads: None, kv: KvDtype::F32, shard: None }
-    }
-}
-
-/// A run of a model's layers, and what it holds besides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shard {
-    /// The layers.
-    pub layers: LayerRange,
-    /// Whether it turns tokens into the first layer's input.
-    pub embed: bool,
-    /// Whether it turns the last layer's output into logits.
-    pub head: bool,
-}
-
-impl Shard {
-    /// All of a model.
-    #[must_use]
-    pub const fn whole(config: &ModelConfig) -> Self {
-        Self { layers: LayerRange::whole(config.layers), embed: true, head: true }
     }
 }
 
@@ -404,17 +387,9 @@ fn layer_of(tensor: &str) -> Option<u16> {
 
 /// Whether a tensor belongs to a shard, or to no shard in particular.
 fn is_of(tensor: &str, shard: Shard, tied: bool) -> bool {
-    let tensor = inside(tensor);
-    let Some(inner) = tensor.strip_prefix("model.") else {
-        return shard.head || !tensor.starts_with("lm_head.");
-    };
-    if inner.starts_with("layers.") {
-        return layer_of(tensor).is_none_or(|number| shard.layers.contains(number));
-    }
-    match inner.split('.').next() {
-        Some("embed_tokens") => shard.embed || (shard.head && tied),
-        Some("norm") => shard.head,
-        _ => true,
+    match Role::of(tensor) {
+        Role::Other => true,
+        role => shard.needs(role, tied),
     }
 }
 

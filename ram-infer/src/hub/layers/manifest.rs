@@ -13,10 +13,10 @@ use ram_core::layers::LayerRange;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::names::Shard;
 use crate::hub::HubError;
 use crate::hub::blob::{PIECE_BYTES, hex};
 use crate::hub::listing::INDEX_BYTES_MAX;
+use crate::models::Shard;
 
 /// Its name in the folder.
 pub(super) const MANIFEST: &str = "ram-layers.json";

@@ -30,7 +30,7 @@ use serde_json::json;
 
 use self::header::Header;
 use self::manifest::{Manifest, PartSums, write_in_one_step};
-use self::names::{Role, Shape};
+use self::names::{Shape, suffix};
 use self::part::{Part, PartOrder};
 use super::blob::{Watch, pause};
 use super::cache::{Repository, is_whole, make_dir};
@@ -38,13 +38,12 @@ use super::fetch::{Download, Planner};
 use super::http::Wanted;
 use super::listing::{CONFIG, INDEX, Listing};
 use super::{Hub, HubError, Plan, PlannedFile, Progress};
+use crate::models::{Role, Shard};
 
 mod header;
 mod manifest;
 mod names;
 mod part;
-
-pub use names::Shard;
 
 /// The folder, below a model's, of the folders of its layers.
 const LAYERS: &str = "ram-layers";
@@ -95,7 +94,7 @@ impl LayersPlan {
 
     /// The folder that it becomes, in a model's place.
     fn dir(&self, repository: &Repository) -> PathBuf {
-        let name = format!("{}{}", self.commit(), self.shard.suffix());
+        let name = format!("{}{}", self.commit(), suffix(self.shard));
         repository.dir().join(LAYERS).join(name)
     }
 }
@@ -171,7 +170,7 @@ impl Hub {
         let _hold = repository.hold()?;
         let dir = plan.dir(&repository);
         make_dir(&dir)?;
-        let lock = format!("{}{}", plan.commit(), plan.shard.suffix());
+        let lock = format!("{}{}", plan.commit(), suffix(plan.shard));
         let _lock = loop {
             match repository.try_lock(&lock)? {
                 Some(lock) => break lock,
@@ -231,7 +230,7 @@ fn present(repository: &Repository, shard: Shard) -> Option<PathBuf> {
     let model = repository.model().as_str();
     found.into_iter().rev().find(|dir| {
         let named = Manifest::read(dir).filter(|found| {
-            found.is_of(model, shard) && dir.ends_with(format!("{}{}", found.commit, shard.suffix()))
+            found.is_of(model, shard) && dir.ends_with(format!("{}{}", found.commit, suffix(shard)))
         });
         named.is_some_and(|found| is_whole(dir) && found.holds(dir))
     })
