@@ -142,8 +142,9 @@ const KINDS: usize = 6;
 const RATES_FIRST: [f32; KINDS] = [0.4, 0.5, 0.6, 0.7, 0.8, 0.9];
 /// How much one token changes a likelihood.
 const LEARNING: f32 = 0.05;
-/// How much a closed window opens each time.
-const FORGETTING: f32 = 0.005;
+/// How much a closed window opens each time: after a wrong guess it stays closed for some twenty tokens, which bounds
+/// what a text that only seems to repeat itself costs.
+const FORGETTING: f32 = 0.001;
 
 #[cfg(test)]
 mod tests {
@@ -192,7 +193,7 @@ mod tests {
         let none = windows(|_| 0, 500);
         assert!(none[20..].iter().all(|guessed| *guessed <= 1), "{none:?}");
         let tries = none[20..].iter().filter(|guessed| **guessed > 0).count();
-        assert!((40..120).contains(&tries), "a closed window opens by and by: {tries} times");
+        assert!((15..40).contains(&tries), "a closed window opens by and by: {tries} times");
     }
 
     proptest! {
