@@ -331,12 +331,13 @@ impl Figures {
     }
 
     fn json(&self, options: &Options) -> serde_json::Value {
-        let decode = self.decode.iter().map(|Decoded { batch, tokens_per_s, bytes_per_s, probe_share, kv }| {
-            serde_json::json!({
-                "batch": batch, "tokens_per_s": tokens_per_s, "bytes_per_s": bytes_per_s,
-                "probe_share": probe_share, "kv_bytes": kv,
-            })
-        });
+        let decode =
+            self.decode.iter().map(|Decoded { batch, tokens_per_s, bytes_per_s, probe_share, kv }| {
+                serde_json::json!({
+                    "batch": batch, "tokens_per_s": tokens_per_s, "bytes_per_s": bytes_per_s,
+                    "probe_share": probe_share, "kv_bytes": kv,
+                })
+            });
         serde_json::json!({
             "device": self.device, "mode": runner::name(options.mode), "threads": options.threads,
             "weight_bytes": self.weights.all, "weight_bytes_per_token": self.weights.per_token,

@@ -259,7 +259,8 @@ impl<'a> Stand<'a> {
         if answer.len() < self.options.decode {
             return Err("the vocabulary has too few words of three letters".into());
         }
-        let joined = |words: &[&(u32, String)]| words.iter().map(|(_, word)| word.as_str()).collect::<String>();
+        let joined =
+            |words: &[&(u32, String)]| words.iter().map(|(_, word)| word.as_str()).collect::<String>();
         let mut sampling = self.sampling(0.0, 0);
         sampling.logit_bias.extend(answer.iter().map(|(token, _)| (*token, 100.0)));
         let definition = joined(&answer).into();

@@ -666,7 +666,8 @@ mod tests {
                 unsafe { blocks.write(*id, at, 31, &[id.0 as f32; KEYS], &[-(id.0 as f32); VALUES]) };
             }
             for id in &ids {
-                let (mut keys, mut values) = (vec![0.0; KEYS * BLOCK_TOKENS], vec![0.0; VALUES * BLOCK_TOKENS]);
+                let (mut keys, mut values) =
+                    (vec![0.0; KEYS * BLOCK_TOKENS], vec![0.0; VALUES * BLOCK_TOKENS]);
                 // SAFETY: one thread.
                 let stored = unsafe { blocks.head(*id, at) };
                 simd::run(Widen { stored, keys: &mut keys, values: &mut values });

@@ -152,7 +152,15 @@ impl<T: Float> At<T> {
     fn new(left: Strided<'_>, right: &[T], next: &[T], width: usize, out: &mut [f32]) -> Self {
         let Strided { floats, stride, count: depth } = left;
         let next = if next.is_empty() { std::ptr::null() } else { next.as_ptr() };
-        Self { left: floats.as_ptr(), stride, depth, right: right.as_ptr(), next, width, out: out.as_mut_ptr() }
+        Self {
+            left: floats.as_ptr(),
+            stride,
+            depth,
+            right: right.as_ptr(),
+            next,
+            width,
+            out: out.as_mut_ptr(),
+        }
     }
 
     #[inline(always)]

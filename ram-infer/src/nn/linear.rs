@@ -206,7 +206,11 @@ impl Prepared<'_> {
             pass.pool.spread(tiles, |part| {
                 with_products(|mut room| {
                     for tile in part {
-                        work(tile, tokens.clone(), room.each_mut().map(|room| &mut room[..tokens.len() * ROWS]));
+                        work(
+                            tile,
+                            tokens.clone(),
+                            room.each_mut().map(|room| &mut room[..tokens.len() * ROWS]),
+                        );
                     }
                 });
             });
