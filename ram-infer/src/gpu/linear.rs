@@ -23,7 +23,7 @@ pub(crate) enum Matrix {
     Metal(metal::PackedMatrix),
     /// On NVIDIA's GPU, as its file packs it.
     #[cfg(feature = "cuda")]
-    Cuda(cuda::PackedMatrix),
+    Cuda(Box<cuda::PackedMatrix>),
 }
 
 impl Matrix {
@@ -38,7 +38,7 @@ impl Matrix {
         }
         #[cfg(feature = "cuda")]
         if let Some(packed) = cuda::PackedMatrix::load(at, rows, cols)? {
-            return Ok(Self::Cuda(packed));
+            return Ok(Self::Cuda(Box::new(packed)));
         }
         let packed = quant::load(at, rows, cols)?;
         let mut unpacked = vec![0.0; rows * cols];
