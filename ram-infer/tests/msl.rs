@@ -1,8 +1,8 @@
 //! The kernels for Metal, compiled as C++ and run on this processor, against sums in f64.
 //!
 //! `msl/metal_stdlib` stands in for Metal's header, so that clang compiles `src/packed/kernels.metal` as it is; each
-//! thread of the GPU is a fiber. `msl/cuda.h` stands in for CUDA's language in the same way. What this shows and what not
-//! is said in `msl/README.md`. Without the compiler the tests say that they are skipped.
+//! thread of the GPU is a fiber. `msl/cuda.h` stands in for CUDA's language in the same way. What this shows and what
+//! not is said in `msl/README.md`. Without the compiler the tests say that they are skipped.
 
 #![expect(
     clippy::unwrap_used,

@@ -84,8 +84,8 @@ impl PackedMatrix {
         if inputs.dim(0)? <= PACKED_TOKENS_MAX {
             return inputs.apply_op1_no_bwd(&Products(self));
         }
-        // Many inputs take the GPU's matrix units, which Metal's and CUDA's languages reach in ways too different for one
-        // text; CUDA's library reaches them on every GPU. So rows are unpacked, as many at a time as memory is set aside
+        // Many inputs take the GPU's matrix units, which Metal's and CUDA's languages reach in ways too different for
+        // one text; cuBLAS reaches them on every GPU. So rows are unpacked, as many at a time as memory is set aside
         // for, and it multiplies.
         let at_once = (UNPACKED_NUMBERS_MAX / self.cols).max(1);
         let product = |first: usize| {

@@ -1,5 +1,5 @@
-//! The kernels' source for CUDA's compiler, and how they are launched there: plain text and numbers, which the tests on a
-//! processor share.
+//! The kernels' source for CUDA's compiler, and how they are launched there: plain text and numbers, which the tests on
+//! a processor share.
 
 use crate::packed::source::{FEW_TOKENS_MAX, Float, Launch, Packing};
 
