@@ -342,6 +342,34 @@ fn every_planted_mistake_is_found() {
 }
 
 #[test]
+fn on_cuda_every_planted_mistake_is_found() {
+    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned.
+    let mistakes = [
+        ("distance = 16", "distance = 8"),
+        ("whole + 0x7fffu + (whole >> 16 & 1u)", "whole"),
+        (
+            "blockIdx.y * blockDim.x + threadIdx.x, blockIdx.x}",
+            "blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y}",
+        ),
+    ];
+    let formats = &few_formats()[..1];
+    for (right, wrong) in mistakes {
+        let [source] = cuda_sources(formats).try_into().unwrap();
+        assert!(source.contains(right), "{right:?} is not in the source");
+        let Some(mut harness) = Harness::start(&[source.replacen(right, wrong, 1)], Watch::None) else {
+            return;
+        };
+        let config =
+            ProptestConfig { failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let checked = std::cell::RefCell::new(&mut harness);
+        let found = runner.run(&cuda_case(formats.to_vec()), |case| case.check(&mut checked.borrow_mut()));
+        let found = found.expect_err(right).to_string();
+        assert!(found.contains("output "), "{right:?} is found otherwise: {found}");
+    }
+}
+
+#[test]
 fn a_pointer_into_another_memory_is_found() {
     let (right, wrong) = ("threadgroup T* inputs = weights", "device const T* inputs = weights");
     let source = USUAL.source(Float::Bf16);
