@@ -5,8 +5,8 @@
 //! | [`kernels`] | compiling them, once |
 //! | [`resident`] | weights in the GPU's sight, without a copy |
 //!
-//! The kernels are those of [`crate::packed`], whose numbers are tested on a processor (`tests/msl.rs`); this room's Rust is
-//! type-checked for macOS and has not been run.
+//! The kernels are those of [`crate::packed`], whose numbers are tested on a processor (`tests/msl.rs`); this room's
+//! Rust is type-checked for macOS and has not been run.
 //!
 //! Letters of shapes: T tokens, R rows (outputs), C columns (inputs).
 
