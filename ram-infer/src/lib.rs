@@ -35,6 +35,8 @@ pub mod sample;
 pub mod stop;
 pub mod tokenize;
 
+#[cfg(feature = "cuda")]
+mod cuda;
 mod folder;
 mod gpu;
 mod guard;
@@ -42,6 +44,8 @@ mod kernel;
 #[cfg(feature = "metal")]
 mod metal;
 mod nn;
+#[cfg(any(feature = "metal", feature = "cuda"))]
+mod packed;
 mod pool;
 mod quant;
 mod scope;

@@ -1,8 +1,8 @@
 //! The kernels for Metal, compiled as C++ and run on this processor, against sums in f64.
 //!
-//! `msl/metal_stdlib` stands in for Metal's header, so that clang compiles `src/metal/kernels.metal` as it is; each
-//! thread of the GPU is a fiber. What this shows and what not is said in `msl/README.md`. Without the compiler the
-//! tests say that they are skipped.
+//! `msl/metal_stdlib` stands in for Metal's header, so that clang compiles `src/packed/kernels.metal` as it is; each
+//! thread of the GPU is a fiber. `msl/cuda.h` stands in for CUDA's language in the same way. What this shows and what
+//! not is said in `msl/README.md`. Without the compiler the tests say that they are skipped.
 
 #![expect(
     clippy::unwrap_used,
@@ -10,14 +10,22 @@
     reason = "tests stop where something is wrong, and make small numbers"
 )]
 
+#[path = "../src/cuda/source.rs"]
+#[expect(dead_code, reason = "what only CUDA's compiler is told")]
+mod cuda;
 #[path = "msl/harness.rs"]
 mod harness;
 #[path = "msl/mistakes.rs"]
 mod mistakes;
 #[path = "msl/reference.rs"]
 mod reference;
-#[path = "../src/metal/source.rs"]
+#[path = "../src/packed/source.rs"]
 mod source;
+
+/// Where the sources that are under test expect it.
+mod packed {
+    pub(crate) use crate::source;
+}
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -40,9 +48,17 @@ enum Work {
     Rows,
 }
 
+/// Whose language the kernels are compiled in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Metal,
+    Cuda,
+}
+
 /// One launch of a kernel.
 #[derive(Clone, Debug)]
 struct Case {
+    language: Language,
     packing: Packing,
     inputs: Float,
     work: Work,
@@ -94,6 +110,30 @@ fn sources(formats: &[(Packing, Float)]) -> Vec<String> {
     formats.chunks(formats.len().div_ceil(2)).map(file).collect()
 }
 
+/// Sources that make CUDA's kernels of these formats, with what tells the harness of them.
+///
+/// Half floats are the processor's: how the GPU converts them is asked of it in its own instructions.
+fn cuda_sources(formats: &[(Packing, Float)]) -> Vec<String> {
+    let (before, own_half) = cuda::METAL_STDLIB.split_once("struct half {").unwrap();
+    let (_, after) = own_half.split_once("\n};\n").unwrap();
+    let entries = |(packing, inputs): &(Packing, Float)| {
+        let label = packing.label(*inputs);
+        let products = ["qmv1", "qmv2", "qmv4", "qmv8"].map(|name| format!("ENTRY({name}_{label}, 3)\n"));
+        format!("{}{}ENTRY(take_rows_{label}, 6)\n", packing.exports(*inputs), products.concat())
+    };
+    let file = |formats: &[(Packing, Float)]| {
+        let entries: String = formats.iter().map(entries).collect();
+        format!("{CUDA}\n{before}typedef _Float16 half;\n{after}{KERNELS}\n{entries}")
+    };
+    formats.chunks(formats.len().div_ceil(2)).map(file).collect()
+}
+
+/// Those that the engine launches on NVIDIA's GPUs.
+fn cuda_case(formats: Vec<(Packing, Float)>) -> impl Strategy<Value = Case> {
+    case(formats, prop_oneof![Just(Work::Product), Just(Work::Rows)])
+        .prop_map(|case| Case { language: Language::Cuda, ..case })
+}
+
 fn case(formats: Vec<(Packing, Float)>, work: impl Strategy<Value = Work>) -> impl Strategy<Value = Case> {
     let tokens = prop_oneof![1usize..=8, 1usize..=64];
     let sizes = (1usize..=140, prop_oneof![1usize..6, 1usize..40], tokens, 1usize..5, 1usize..4);
@@ -104,7 +144,8 @@ fn case(formats: Vec<(Packing, Float)>, work: impl Strategy<Value = Work>) -> im
             let unit = packing.group_size().max(32);
             let cols = (chunks * 32).div_ceil(unit) * unit;
             let share = if matches!(work, Work::Gather { .. }) { share } else { 1 };
-            Case { packing, inputs, work, rows, cols, tokens, experts, share, values, order, seed }
+            let language = Language::Metal;
+            Case { language, packing, inputs, work, rows, cols, tokens, experts, share, values, order, seed }
         },
     )
 }
@@ -113,6 +154,8 @@ impl Case {
     fn launch(&self) -> Launch {
         let &Self { packing, inputs, rows, cols, tokens, .. } = self;
         match self.work {
+            Work::Product if self.language == Language::Cuda => cuda::product(packing, inputs, rows, tokens),
+            Work::Rows if self.language == Language::Cuda => cuda::take_rows(packing, inputs, cols, tokens),
             Work::Product => packing.product(inputs, rows, tokens),
             Work::Rows => packing.take_rows(inputs, cols, tokens),
             Work::Gather { tiled: true, .. } => {
@@ -238,6 +281,20 @@ fn rows_agree_with_those_in_f64() {
 }
 
 #[test]
+fn on_cuda_numbers_agree_with_those_in_f64() {
+    let harness = Harness::start(&cuda_sources(&formats()), Watch::None).map(Mutex::new);
+    let harness = harness.as_ref().map(|harness| harness.lock().unwrap());
+    check(harness, 400, cuda_case(formats()));
+}
+
+#[test]
+fn on_cuda_no_kernel_touches_memory_beside_its_buffers() {
+    let harness = Harness::start(&cuda_sources(&few_formats()), Watch::Addresses).map(Mutex::new);
+    let harness = harness.as_ref().map(|harness| harness.lock().unwrap());
+    check(harness, 60, cuda_case(few_formats()));
+}
+
+#[test]
 fn no_kernel_touches_memory_beside_its_buffers() {
     let harness = Harness::start(&sources(&few_formats()), Watch::Addresses).map(Mutex::new);
     let harness = harness.as_ref().map(|harness| harness.lock().unwrap());
@@ -285,6 +342,34 @@ fn every_planted_mistake_is_found() {
 }
 
 #[test]
+fn on_cuda_every_planted_mistake_is_found() {
+    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned.
+    let mistakes = [
+        ("distance = 16", "distance = 8"),
+        ("whole + 0x7fffu + (whole >> 16 & 1u)", "whole"),
+        (
+            "blockIdx.y * blockDim.x + threadIdx.x, blockIdx.x}",
+            "blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y}",
+        ),
+    ];
+    let formats = &few_formats()[..1];
+    for (right, wrong) in mistakes {
+        let [source] = cuda_sources(formats).try_into().unwrap();
+        assert!(source.contains(right), "{right:?} is not in the source");
+        let Some(mut harness) = Harness::start(&[source.replacen(right, wrong, 1)], Watch::None) else {
+            return;
+        };
+        let config =
+            ProptestConfig { failure_persistence: None, max_shrink_iters: 0, ..ProptestConfig::default() };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+        let checked = std::cell::RefCell::new(&mut harness);
+        let found = runner.run(&cuda_case(formats.to_vec()), |case| case.check(&mut checked.borrow_mut()));
+        let found = found.expect_err(right).to_string();
+        assert!(found.contains("output "), "{right:?} is found otherwise: {found}");
+    }
+}
+
+#[test]
 fn a_pointer_into_another_memory_is_found() {
     let (right, wrong) = ("threadgroup T* inputs = weights", "device const T* inputs = weights");
     let source = USUAL.source(Float::Bf16);
@@ -294,5 +379,7 @@ fn a_pointer_into_another_memory_is_found() {
     }
 }
 
+/// What stands in for CUDA's language.
+const CUDA: &str = include_str!("msl/cuda.h");
 /// What most checkpoints have.
 const USUAL: Packing = Packing::Affine { bits: 4, group_size: 64, scales: Float::Bf16 };

@@ -1,13 +1,15 @@
 //! Weight matrices on a device, and the linear layers and embeddings made of them.
 //!
-//! On Apple's GPU packed weights stay packed; elsewhere they are unpacked into the type of the activations, bf16 on a
-//! GPU, when they are loaded.
+//! Packed weights stay packed in the formats that the GPU's kernels know (`packed`); others are unpacked into the
+//! type of the activations, bf16 on a GPU, when they are loaded.
 
 use candle_core::Tensor;
 
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::InferError;
 #[cfg(feature = "metal")]
-use crate::metal::PackedMatrix;
+use crate::metal;
 use crate::nn::linear::Bias;
 use crate::quant;
 use crate::scope::Scope;
@@ -18,7 +20,10 @@ pub(crate) enum Matrix {
     Unpacked(Tensor),
     /// On Apple's GPU, as its file packs it.
     #[cfg(feature = "metal")]
-    Packed(PackedMatrix),
+    Metal(metal::PackedMatrix),
+    /// On NVIDIA's GPU, as its file packs it.
+    #[cfg(feature = "cuda")]
+    Cuda(Box<cuda::PackedMatrix>),
 }
 
 impl Matrix {
@@ -28,8 +33,12 @@ impl Matrix {
     /// Those of [`quant::load`], and [`InferError::Device`].
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Self, InferError> {
         #[cfg(feature = "metal")]
-        if let Some(packed) = PackedMatrix::load(at, rows, cols)? {
-            return Ok(Self::Packed(packed));
+        if let Some(packed) = metal::PackedMatrix::load(at, rows, cols)? {
+            return Ok(Self::Metal(packed));
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(packed) = cuda::PackedMatrix::load(at, rows, cols)? {
+            return Ok(Self::Cuda(Box::new(packed)));
         }
         let packed = quant::load(at, rows, cols)?;
         let mut unpacked = vec![0.0; rows * cols];
@@ -45,7 +54,9 @@ impl Matrix {
             // (T, C) x (C, R) -> (T, R)
             Self::Unpacked(weight) => inputs.matmul(&weight.t()?),
             #[cfg(feature = "metal")]
-            Self::Packed(matrix) => matrix.forward(inputs),
+            Self::Metal(matrix) => matrix.forward(inputs),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(matrix) => matrix.forward(inputs),
         }
     }
 
@@ -54,7 +65,9 @@ impl Matrix {
         match self {
             Self::Unpacked(weight) => weight.index_select(&Tensor::new(numbers, weight.device())?, 0),
             #[cfg(feature = "metal")]
-            Self::Packed(matrix) => matrix.rows(numbers),
+            Self::Metal(matrix) => matrix.rows(numbers),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(matrix) => matrix.rows(numbers),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use candle_core::{MetalDevice, MetalError};
 use candle_metal_kernels::metal::{ComputePipeline, Library};
 
-use super::source::{Float, Launch, Packing};
+use crate::packed::source::{Float, Launch, Packing};
 
 /// All kernels that were asked for. This crate opens one GPU, the first, so they are all of that.
 pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::default);

@@ -2,32 +2,28 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `kernels.metal` | the kernels |
-//! | [`source`] | their text for a format, and how they are launched |
 //! | [`kernels`] | compiling them, once |
 //! | [`resident`] | weights in the GPU's sight, without a copy |
 //!
-//! The kernels' numbers are tested on a processor (`tests/msl.rs`); this room's Rust is type-checked for macOS and has
-//! not been run.
+//! The kernels are those of [`crate::packed`], whose numbers are tested on a processor (`tests/msl.rs`); this room's
+//! Rust is type-checked for macOS and has not been run.
 //!
 //! Letters of shapes: T tokens, R rows (outputs), C columns (inputs).
 
 mod kernels;
 mod resident;
-mod source;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, MetalDevice, MetalStorage, Shape, Tensor};
 use candle_metal_kernels::metal::Buffer;
 use objc2_metal::MTLSize;
-use safetensors::tensor::Dtype;
 
 use self::kernels::KERNELS;
 use self::resident::Resident;
-use self::source::{Float, Launch, Packing};
-use crate::config::ModuleFormat;
 use crate::device::Device;
 use crate::error::InferError;
+use crate::packed::source::{self, Launch, Packing};
+use crate::packed::{Parts, float, narrow};
 use crate::scope::Scope;
 use crate::weights::Stored;
 
@@ -52,26 +48,8 @@ impl PackedMatrix {
     /// kernels do not compile.
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Option<Self>, InferError> {
         let candle_core::Device::Metal(device) = at.opened() else { return Ok(None) };
-        if !at.has("scales") {
-            return Ok(None);
-        }
-        let (weight, scales) =
-            (at.weights().take(&at.named("weight"))?, at.weights().take(&at.named("scales"))?);
-        let found = packing(weight, scales, cols).filter(|packing| packing.takes(cols));
-        let Some(packing) = found.filter(|packing| agrees(at.format_override(), *packing)) else {
-            return Ok(None);
-        };
-        let groups = cols / packing.group_size();
-        let shaped = |part, shape: [usize; 2]| at.weights().take_shaped(&at.named(part), &shape);
-        let weight = shaped("weight", [rows, cols * packing.bits() / 32])?;
-        let scales = shaped("scales", [rows, groups])?;
-        let biases = match packing {
-            Packing::Affine { .. } => Some(shaped("biases", [rows, groups])?),
-            _ => None,
-        };
-        if biases.is_some_and(|biases| biases.dtype != scales.dtype) {
-            return Ok(None);
-        }
+        let Some(parts) = Parts::find(at, rows, cols)? else { return Ok(None) };
+        let Parts { packing, words, scales, biases } = parts;
         let inputs = float(Device::Metal.activations()).map_err(InferError::device)?;
         KERNELS.library(device, packing, inputs).map_err(InferError::device)?;
         let scale_bytes = scales.dtype.bitsize() / 8;
@@ -83,7 +61,7 @@ impl PackedMatrix {
             cols,
             packing,
             device: device.clone(),
-            words: resident(weight, 4)?,
+            words: resident(words, 4)?,
             scales: resident(scales, scale_bytes)?,
             biases: biases.map(|biases| resident(biases, scale_bytes)).transpose()?,
         }))
@@ -116,7 +94,6 @@ impl PackedMatrix {
         count: usize,
         bound: (usize, &Buffer, usize),
     ) -> candle_core::Result<MetalStorage> {
-        let narrow = |size: usize| u32::try_from(size).map_err(candle_core::Error::wrap);
         let shape = source::Shape {
             rows: narrow(self.rows)?,
             cols: narrow(self.cols)?,
@@ -142,51 +119,6 @@ impl PackedMatrix {
         encoder.dispatch_thread_groups(MTLSize { width, height, depth: 1 }, threads);
         drop(guard);
         Ok(MetalStorage::new(output, self.device.clone(), count, dtype))
-    }
-}
-
-/// How a tensor is packed, by its shapes as in mlx-lm; `None` when the kernels do not know it.
-fn packing(weight: &Stored, scales: &Stored, cols: usize) -> Option<Packing> {
-    let last = |stored: &Stored| stored.shape.last().copied();
-    let words = last(weight).filter(|_| weight.dtype == Dtype::U32)?;
-    let bits = words.checked_mul(32).filter(|bits| bits.is_multiple_of(cols))?.checked_div(cols)?;
-    let group_size = cols.checked_div(last(scales)?)?;
-    let scales = match scales.dtype {
-        Dtype::F32 => Float::F32,
-        Dtype::F16 => Float::F16,
-        Dtype::BF16 => Float::Bf16,
-        Dtype::U8 => {
-            return match (bits, group_size) {
-                (4, 32) => Some(Packing::Mxfp4),
-                (4, 16) => Some(Packing::Nvfp4),
-                (8, 32) => Some(Packing::Mxfp8),
-                _ => None,
-            };
-        }
-        _ => return None,
-    };
-    let known = matches!((bits, group_size), (2..=6 | 8, 32 | 64 | 128));
-    known.then_some(Packing::Affine { bits, group_size, scales })
-}
-
-/// Whether what config.json says of a module is what was found.
-fn agrees(stated: Option<ModuleFormat>, found: Packing) -> bool {
-    match stated {
-        Some(ModuleFormat::Packed(stated)) => {
-            (stated.bits(), stated.group_size()) == (found.bits(), found.group_size())
-        }
-        Some(ModuleFormat::Plain) => false,
-        None => true,
-    }
-}
-
-/// The kernels' name for a type.
-fn float(dtype: DType) -> candle_core::Result<Float> {
-    match dtype {
-        DType::F32 => Ok(Float::F32),
-        DType::F16 => Ok(Float::F16),
-        DType::BF16 => Ok(Float::Bf16),
-        other => candle_core::bail!("no kernel for inputs of type {other:?}"),
     }
 }
 

@@ -156,8 +156,8 @@ const fn tiles(rows: usize, tokens: usize) -> [usize; 2] {
 
 /// The kernels of any format.
 pub(crate) const KERNELS: &str = include_str!("kernels.metal");
-/// Up to so many inputs the rows are read once for all of them; more are multiplied tile by tile.
-const FEW_TOKENS_MAX: usize = 8;
+/// Up to so many inputs the rows are read once for all of them; on Apple's GPU more are multiplied tile by tile.
+pub(crate) const FEW_TOKENS_MAX: usize = 8;
 
 // As the source has them.
 const CHUNK: usize = 32;

@@ -14,9 +14,12 @@
 // | gather_qmv, gather_qmm | input n / share with the rows of matrix ids[n]: (T, R) |
 // | take_rows | the rows ids[n]: (T, C) |
 //
-// The text is MSL 2.4 (bfloat: 3.1), and C++14: the tests compile it for the processor. T is the type of inputs and
-// outputs; sums are f32. Letters: R rows, C columns, T tokens. C is a multiple of 32 and of GROUP.
+// The text is MSL 2.4 (bfloat: 3.1), and C++14: the tests compile it for the processor, and CUDA's compiler takes it
+// behind `../cuda/metal_stdlib.cuh`. T is the type of inputs and outputs; sums are f32. Letters: R rows, C columns,
+// T tokens. C is a multiple of 32 and of GROUP.
+#ifndef ON_CUDA
 #include <metal_stdlib>
+#endif
 using namespace metal;
 
 #ifdef __METAL_VERSION__
@@ -24,7 +27,7 @@ using namespace metal;
 #define EXPORT_KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
 // Arrays of one thread stay in registers only if every index is known: their loops are written out.
 #define UNROLL _Pragma("clang loop unroll(full)")
-#else
+#elif !defined(ON_CUDA)
 #define UNROLL
 #endif
 
@@ -247,6 +250,8 @@ kernel void gather_qmv(device const uint* words [[buffer(0)]], device const type
 
 // ------------------------------------------------------------------------------------------------ many inputs
 
+// CUDA has no matrices of 8 x 8: there many inputs are multiplied by its library, with rows that `take_rows` unpacked.
+#ifndef ON_CUDA
 // One tile of the output, by the whole threadgroup.
 struct Tile {
   uint row0;
@@ -347,6 +352,7 @@ kernel void gather_qmm(device const uint* words [[buffer(0)]], device const type
     begin = end;
   }
 }
+#endif
 
 // ------------------------------------------------------------------------------------------------ rows
 
@@ -364,8 +370,8 @@ kernel void take_rows(device const uint* words [[buffer(0)]], device const typen
   unpack<F>(matrix, row * chunks + chunk, to);
 }
 
-
 // The kernels of a format F over inputs of type T; their names end in `label`.
+#ifndef ON_CUDA
 #define EXPORT_DENSE(label, F, T)            \
   EXPORT_KERNEL("qmv1_" label, qmv<F, T, 1>) \
   EXPORT_KERNEL("qmv2_" label, qmv<F, T, 2>) \
@@ -376,3 +382,4 @@ kernel void take_rows(device const uint* words [[buffer(0)]], device const typen
 #define EXPORT_GATHER(label, F, T)                     \
   EXPORT_KERNEL("gather_qmv_" label, gather_qmv<F, T>) \
   EXPORT_KERNEL("gather_qmm_" label, gather_qmm<F, T>)
+#endif
