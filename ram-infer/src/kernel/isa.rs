@@ -37,6 +37,9 @@ pub(crate) enum Processor {
     /// ARM of 64 bits with scalar products of bytes.
     #[cfg(target_arch = "aarch64")]
     NeonDotprod,
+    /// ARM of 64 bits with scalar and matrix products of bytes.
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm,
     /// `Plain`, made to multiply pairs of bf16, so that what does so is tested anywhere.
     #[cfg(test)]
     PlainDots,
@@ -77,8 +80,10 @@ impl Processor {
             &[Self::Plain]
         } else if !is_aarch64_feature_detected!("dotprod") {
             &[Self::Plain, Self::Neon]
-        } else {
+        } else if !is_aarch64_feature_detected!("i8mm") {
             &[Self::Plain, Self::Neon, Self::NeonDotprod]
+        } else {
+            &[Self::Plain, Self::Neon, Self::NeonDotprod, Self::NeonI8mm]
         }
     }
 
@@ -107,9 +112,11 @@ impl Processor {
         match self {
             Self::Plain => Plain::enter(kernel),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon => super::neon::Neon::<false>::enter(kernel),
+            Self::Neon => super::neon::Base::enter(kernel),
             #[cfg(target_arch = "aarch64")]
-            Self::NeonDotprod => super::neon::Neon::<true>::enter(kernel),
+            Self::NeonDotprod => super::neon::Dotprod::enter(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::NeonI8mm => super::neon::I8mm::enter(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => super::avx2::Avx2::enter(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -166,6 +173,9 @@ pub(super) trait Isa: Sized {
     const TOKENS_MAX: usize;
     /// What `dot_wide` takes off unsigned bytes, because it multiplies signed ones.
     const WIDE_OFFSET: i32;
+    /// Whether it multiplies matrices of bytes: codes that were taken apart are zipped for `dot_two`. `WIDE_OFFSET` is
+    /// 0 then, and any codes may be given to `dot_wide`.
+    const MATRICES: bool = false;
 
     /// 16 x f32.
     type F: Copy;
@@ -205,6 +215,27 @@ pub(super) trait Isa: Sized {
     unsafe fn close(sums: Self::P) -> Self::P;
     /// As `dot`, for bytes up to 255, less [`Self::WIDE_OFFSET`] each; not in a run. `x` is -127 at least.
     unsafe fn dot_wide(sums: Self::P, codes: Self::B, x: *const u32) -> Self::P;
+    /// Two quads' codes in the order of `dot_two`. This and the next four are where there are [`Self::MATRICES`].
+    unsafe fn zip(_quads: [Self::B; 2]) -> [Self::B; 2] {
+        unreachable!("no products of matrices")
+    }
+    /// What `zip` was given.
+    unsafe fn unzip(_zipped: [Self::B; 2]) -> [Self::B; 2] {
+        unreachable!("no products of matrices")
+    }
+    /// Two tokens' sums in the order of `dot_two`.
+    unsafe fn join(_sums: [Self::P; 2]) -> [Self::P; 2] {
+        unreachable!("no products of matrices")
+    }
+    /// What `join` was given: each token's sums.
+    unsafe fn part(_joined: [Self::P; 2]) -> [Self::P; 2] {
+        unreachable!("no products of matrices")
+    }
+    /// Adds the products of two quads' unsigned bytes, up to 255, with two tokens' signed ones: those of each quad
+    /// stand side by side at its `x`.
+    unsafe fn dot_two(_joined: [Self::P; 2], _zipped: [Self::B; 2], _x: [*const u32; 2]) -> [Self::P; 2] {
+        unreachable!("no products of matrices")
+    }
     /// The sums as floats.
     unsafe fn sums(sums: Self::P) -> Self::F;
 
@@ -503,6 +534,24 @@ mod tests {
                 |x: u32| I::WIDE_OFFSET * x.to_le_bytes().map(|x| i32::from(x as i8)).iter().sum::<i32>();
             for input in &inputs {
                 self.floats::<I>(I::sums(I::dot_wide(I::start(offset(*input)), b, input)));
+            }
+            // Two quads with two tokens: words 0 and 1 are theirs of the first quad, 4 and 5 of the second.
+            let (quads, x) = ([b, a], [inputs.as_ptr(), inputs.as_ptr().add(4)]);
+            let two = if I::MATRICES {
+                I::part(I::dot_two(I::join([I::start(12_345), I::start(-67_890)]), I::zip(quads), x))
+            } else {
+                let mut two = [I::start(0); 2];
+                for (token, start) in [12_345, -67_890].into_iter().enumerate() {
+                    let [x, y] = [x[0].add(token), x[1].add(token)];
+                    let sums = I::start(start + offset(x.read()) + offset(y.read()));
+                    two[token] = I::dot_wide(I::dot_wide(sums, quads[0], x), quads[1], y);
+                }
+                two
+            };
+            let unzipped = if I::MATRICES { I::unzip(I::zip(quads)) } else { quads };
+            for i in 0..2 {
+                self.floats::<I>(I::sums(two[i]));
+                self.bytes::<I>(unzipped[i]);
             }
             let whole = words.add(64).cast::<f32>();
             let [x, y, z] = [0, 16, 32].map(|at| I::f32(whole.add(at).cast()));

@@ -4,8 +4,19 @@
 //! signed before (less 128). Processors of before ARMv8.4 may lack it: there the products are made in 16 bits, which
 //! two of them together do not pass (`2 * 128 * 127`), and added up by pairs.
 //!
-//! The 32 registers hold the integer sums of four tokens, a quad's codes and the inputs. The sums over groups wait
-//! in memory while those of a group are made.
+//! Processors with the matrix products of bytes (ARMv8.6) multiply unsigned codes with signed inputs, so that those of
+//! 8 bits need not be made signed. For several tokens `usmmla` multiplies two rows' with two tokens' eight columns,
+//! twice as many products as `sdot`, and each of its four lanes is the sum of a row and a token. Two quads are zipped
+//! for it: the inputs as they are read, the codes when they are taken apart.
+//!
+//! ```text
+//! codes    | row r, quad q   | row r, quad q+1 | row r+1, quad q | row r+1, quad q+1 |
+//! inputs   | token t, quad q | t, quad q+1     | token t+1, q    | t+1, quad q+1     |
+//! sums     | row r, token t  | row r, t+1      | row r+1, t      | row r+1, t+1      |
+//! ```
+//!
+//! The 32 registers hold the integer sums of four tokens, a quad's codes (or two zipped ones') and the inputs. The sums
+//! over groups wait in memory while those of a group are made.
 
 #![expect(clippy::cast_possible_truncation, reason = "shifts are small")]
 #![expect(unsafe_code, reason = "instructions of a kind of processor")]
@@ -17,17 +28,29 @@ use std::arch::asm;
 use super::floats::TWO_POW_120;
 use super::isa::{Isa, Kernel};
 
-/// NEON, with `sdot` or without.
-pub(super) struct Neon<const SDOT: bool>;
+/// NEON, with scalar products of bytes (`sdot`) or without; with them there may be their matrix products (`usmmla`).
+pub(super) struct Neon<const SDOT: bool, const MATRICES: bool>;
+
+/// NEON alone.
+pub(super) type Base = Neon<false, false>;
+/// NEON with scalar products of bytes.
+pub(super) type Dotprod = Neon<true, false>;
+/// NEON with scalar and matrix products of bytes.
+pub(super) type I8mm = Neon<true, true>;
 
 #[target_feature(enable = "neon")]
 unsafe fn enter<K: Kernel>(kernel: K) {
-    kernel.run::<Neon<false>>();
+    kernel.run::<Base>();
 }
 
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn enter_sdot<K: Kernel>(kernel: K) {
-    kernel.run::<Neon<true>>();
+unsafe fn enter_dotprod<K: Kernel>(kernel: K) {
+    kernel.run::<Dotprod>();
+}
+
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn enter_i8mm<K: Kernel>(kernel: K) {
+    kernel.run::<I8mm>();
 }
 
 /// Adds the products of four bytes a lane with the four bytes of `x`.
@@ -40,6 +63,40 @@ fn sdot(mut sums: int32x4_t, codes: int8x16_t, x: f32) -> int32x4_t {
     unsafe {
         asm!(
             "sdot {sums:v}.4s, {codes:v}.16b, {x:v}.4b[0]",
+            sums = inout(vreg) sums,
+            codes = in(vreg) codes,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// As `sdot`, for unsigned codes.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn usdot(mut sums: int32x4_t, codes: uint8x16_t, x: f32) -> int32x4_t {
+    // SAFETY: it reads and writes the registers named, and this function asks for its instruction.
+    unsafe {
+        asm!(
+            "usdot {sums:v}.4s, {codes:v}.16b, {x:v}.4b[0]",
+            sums = inout(vreg) sums,
+            codes = in(vreg) codes,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// Adds the products of two rows' eight unsigned bytes with two tokens' eight signed ones: lane `2 * row + token`.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+fn usmmla(mut sums: int32x4_t, codes: uint8x16_t, x: uint32x4_t) -> int32x4_t {
+    // SAFETY: it reads and writes the registers named, and this function asks for its instruction.
+    unsafe {
+        asm!(
+            "usmmla {sums:v}.4s, {codes:v}.16b, {x:v}.16b",
             sums = inout(vreg) sums,
             codes = in(vreg) codes,
             x = in(vreg) x,
@@ -81,16 +138,23 @@ macro_rules! four {
     };
 }
 
-impl<const SDOT: bool> Isa for Neon<SDOT> {
+impl<const SDOT: bool, const MATRICES: bool> Isa for Neon<SDOT, MATRICES> {
     const TOKENS_MAX: usize = 4;
-    const WIDE_OFFSET: i32 = 128;
+    const WIDE_OFFSET: i32 = if MATRICES { 0 } else { 128 };
+    const MATRICES: bool = MATRICES;
 
     type F = [float32x4_t; 4];
     type B = [uint8x16_t; 4];
     type P = [int32x4_t; 4];
 
     unsafe fn enter<K: Kernel>(kernel: K) {
-        if SDOT { enter_sdot(kernel) } else { enter(kernel) }
+        if MATRICES {
+            enter_i8mm(kernel);
+        } else if SDOT {
+            enter_dotprod(kernel);
+        } else {
+            enter(kernel);
+        }
     }
 
     #[inline(always)]
@@ -165,8 +229,53 @@ impl<const SDOT: bool> Isa for Neon<SDOT> {
 
     #[inline(always)]
     unsafe fn dot_wide(sums: Self::P, codes: Self::B, x: *const u32) -> Self::P {
+        if MATRICES {
+            let x = x.cast::<f32>().read();
+            return four!(i => usdot(sums[i], codes[i], x));
+        }
         let signed = four!(i => veorq_u8(codes[i], vdupq_n_u8(128)));
         Self::dot(sums, signed, x)
+    }
+
+    #[inline(always)]
+    unsafe fn zip(quads: [Self::B; 2]) -> [Self::B; 2] {
+        let [a, b] = quads;
+        let a = four!(i => vreinterpretq_s32_u8(a[i]));
+        let b = four!(i => vreinterpretq_s32_u8(b[i]));
+        let [low, high] = Self::join([a, b]);
+        [four!(i => vreinterpretq_u8_s32(low[i])), four!(i => vreinterpretq_u8_s32(high[i]))]
+    }
+
+    #[inline(always)]
+    unsafe fn unzip(zipped: [Self::B; 2]) -> [Self::B; 2] {
+        let [low, high] = zipped;
+        let low = four!(i => vreinterpretq_s32_u8(low[i]));
+        let high = four!(i => vreinterpretq_s32_u8(high[i]));
+        let [a, b] = Self::part([low, high]);
+        [four!(i => vreinterpretq_u8_s32(a[i])), four!(i => vreinterpretq_u8_s32(b[i]))]
+    }
+
+    #[inline(always)]
+    unsafe fn join(sums: [Self::P; 2]) -> [Self::P; 2] {
+        let [a, b] = sums;
+        let (first, last) = (four!(i => vzip1q_s32(a[i], b[i])), four!(i => vzip2q_s32(a[i], b[i])));
+        [[first[0], last[0], first[1], last[1]], [first[2], last[2], first[3], last[3]]]
+    }
+
+    #[inline(always)]
+    unsafe fn part(sums: [Self::P; 2]) -> [Self::P; 2] {
+        let [low, high] = sums;
+        let (first, last) = ([low[0], low[2], high[0], high[2]], [low[1], low[3], high[1], high[3]]);
+        [four!(i => vuzp1q_s32(first[i], last[i])), four!(i => vuzp2q_s32(first[i], last[i]))]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_two(sums: [Self::P; 2], zipped: [Self::B; 2], x: [*const u32; 2]) -> [Self::P; 2] {
+        let [a, b] = [vld1_u32(x[0]), vld1_u32(x[1])];
+        let x = vzip1q_u32(vcombine_u32(a, a), vcombine_u32(b, b));
+        let low = four!(i => usmmla(sums[0][i], zipped[0][i], x));
+        let high = four!(i => usmmla(sums[1][i], zipped[1][i], x));
+        [low, high]
     }
 
     #[inline(always)]

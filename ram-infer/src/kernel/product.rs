@@ -97,7 +97,7 @@ impl Product<'_> {
     fn integers<C: Codes>(self) {
         let processor = self.inputs.processor;
         // SAFETY: `run` has seen that the parts fit.
-        unsafe { processor.run(Integers::<C>(self, PhantomData)) }
+        unsafe { processor.run(Integers::<C, false>(self, PhantomData)) }
     }
 
     fn pairs<C: Pairs>(self) {
@@ -334,23 +334,27 @@ impl<'a, T, const M: usize> Streams<'a, T, M> {
     }
 }
 
-/// Integer weights times integer inputs.
-struct Integers<'a, C>(Product<'a>, PhantomData<C>);
+/// Integer weights times integer inputs. With codes that are `ZIPPED` a block's tokens are done two by two.
+struct Integers<'a, C, const ZIPPED: bool>(Product<'a>, PhantomData<C>);
 
-impl<C: Codes> Kernel for Integers<'_, C> {
+impl<C: Codes> Kernel for Integers<'_, C, false> {
     #[inline(always)]
     unsafe fn run<I: Isa>(self) {
         let Self(product, _) = self;
+        if I::MATRICES && product.is_unpacked::<I>() {
+            product.by_unpacked::<I, Integers<'_, C::Bytes, true>, Integers<'_, C, true>>();
+            return;
+        }
         if C::BYTES || !product.is_unpacked::<I>() {
             product.by_blocks::<I, Self>();
             return;
         }
-        product.by_unpacked::<I, Integers<'_, C::Bytes>, Self>();
+        product.by_unpacked::<I, Integers<'_, C::Bytes, false>, Self>();
     }
 }
 
 /// Writes the codes of a tile, 64 bytes for each quad.
-impl<I: Isa, C: Codes> Apart<I> for Integers<'_, C> {
+impl<I: Isa, C: Codes> Apart<I> for Integers<'_, C, false> {
     const BYTES: usize = 1;
 
     #[inline(always)]
@@ -364,8 +368,26 @@ impl<I: Isa, C: Codes> Apart<I> for Integers<'_, C> {
     }
 }
 
-impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
-    const TOKENS_MAX: usize = if C::BYTES { I::TOKENS_MAX } else { 1 };
+/// Writes the codes of a tile, 128 bytes for each two quads, which are zipped.
+impl<I: Isa, C: Codes> Apart<I> for Integers<'_, C, true> {
+    const BYTES: usize = 1;
+
+    #[inline(always)]
+    unsafe fn apart(tile: *const u8, quads: usize, out: *mut u8) {
+        for step in 0..quads / C::STEP {
+            stretch!(C::STEP / 2, Q => {
+                let quad = step * C::STEP + 2 * Q;
+                let [low, high] =
+                    I::zip([C::quad::<I>(tile, quads, quad), C::quad::<I>(tile, quads, quad + 1)]);
+                I::put(out.add(64 * quad), low);
+                I::put(out.add(64 * quad + 64), high);
+            });
+        }
+    }
+}
+
+impl<I: Isa, C: Codes, const ZIPPED: bool> Blocks<I> for Integers<'_, C, ZIPPED> {
+    const TOKENS_MAX: usize = if C::BYTES && ZIPPED == I::MATRICES { I::TOKENS_MAX } else { 1 };
 
     #[inline(always)]
     unsafe fn block<const M: usize>(at: &At<'_>, groups: Range<usize>, fresh: bool, out: *mut f32) {
@@ -385,12 +407,22 @@ impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
                 for i in 0..M {
                     integers[i] = I::start(offset * totals.at(group, i).read());
                 }
+                if ZIPPED {
+                    join::<I, M>(&mut integers);
+                }
             }
             let mut x = x.from(group * quads);
             for step in 0..quads / C::STEP {
                 let codes = at.codes(group);
-                stretch!(C::STEP, Q => Self::quad::<I, M, Q>(codes, quads, step, x, &mut integers));
+                if ZIPPED {
+                    stretch!(C::STEP / 2, Q => Self::two_quads::<I, M, Q>(codes, quads, step, x, &mut integers));
+                } else {
+                    stretch!(C::STEP, Q => Self::quad::<I, M, Q>(codes, quads, step, x, &mut integers));
+                }
                 x = x.from(C::STEP);
+            }
+            if ZIPPED {
+                part::<I, M>(&mut integers);
             }
             let mut scales = at.scales::<I>(tile, 0);
             if !C::BIASED {
@@ -411,7 +443,7 @@ impl<I: Isa, C: Codes> Blocks<I> for Integers<'_, C> {
     }
 }
 
-impl<C: Codes> Integers<'_, C> {
+impl<C: Codes, const ZIPPED: bool> Integers<'_, C, ZIPPED> {
     /// Adds the products of quad `Q` of a step, at which `x` stands.
     #[inline(always)]
     unsafe fn quad<I: Isa, const M: usize, const Q: usize>(
@@ -436,6 +468,46 @@ impl<C: Codes> Integers<'_, C> {
                 sums[i] = I::close(sums[i]);
             }
         }
+    }
+
+    /// Adds the products of the zipped quads `2 * Q` and `2 * Q + 1` of a step, at which `x` stands.
+    #[inline(always)]
+    unsafe fn two_quads<I: Isa, const M: usize, const Q: usize>(
+        codes: *const u8,
+        quads: usize,
+        step: usize,
+        x: Streams<'_, u32, M>,
+        sums: &mut [I::P; M],
+    ) {
+        let quad = step * C::STEP + 2 * Q;
+        let zipped = [C::quad::<I>(codes, quads, quad), C::quad::<I>(codes, quads, quad + 1)];
+        if M == 1 {
+            // One of the few tokens before blocks of four, or behind them.
+            let [first, second] = I::unzip(zipped);
+            sums[0] = I::dot_wide(sums[0], first, x.at(2 * Q, 0));
+            sums[0] = I::dot_wide(sums[0], second, x.at(2 * Q + 1, 0));
+        }
+        for i in 0..M / 2 {
+            let two = [sums[2 * i], sums[2 * i + 1]];
+            let x = [x.at(2 * Q, 2 * i), x.at(2 * Q + 1, 2 * i)];
+            [sums[2 * i], sums[2 * i + 1]] = I::dot_two(two, zipped, x);
+        }
+    }
+}
+
+/// Brings sums of tokens into the order of zipped codes, those of each two together.
+#[inline(always)]
+unsafe fn join<I: Isa, const M: usize>(sums: &mut [I::P; M]) {
+    for two in sums.as_chunks_mut::<2>().0 {
+        *two = I::join(*two);
+    }
+}
+
+/// Brings them back.
+#[inline(always)]
+unsafe fn part<I: Isa, const M: usize>(sums: &mut [I::P; M]) {
+    for two in sums.as_chunks_mut::<2>().0 {
+        *two = I::part(*two);
     }
 }
 
