@@ -330,7 +330,7 @@ impl PagedKv {
     pub(crate) fn view(&mut self) -> Blocks<'_> {
         let (count, len, dtype) = (self.shape.slab_blocks(), self.shape.block_len(), self.shape.dtype);
         let numbers = self.starts.last().copied().unwrap_or(0);
-        let view = |(held, bytes): (&bool, _)| match dtype {
+        let view = |held: bool, bytes| match dtype {
             _ if !held => View::Absent,
             KvDtype::F32 => View::F32(Scattered::new(cast_slice_mut(bytes))),
             KvDtype::Bf16 => View::Bf16(Scattered::new(cast_slice_mut(bytes))),
@@ -344,7 +344,10 @@ impl PagedKv {
         for slab in &mut self.slabs {
             match slab {
                 Some(Slab { memory, held }) => {
-                    blocks.extend(held.iter().zip(memory.bytes_mut().chunks_exact_mut(len)).map(view));
+                    let mut rest = memory.bytes_mut();
+                    blocks.extend(
+                        held.iter().map(|held| view(*held, rest.split_off_mut(..len).unwrap_or_default())),
+                    );
                 }
                 None => blocks.extend(std::iter::repeat_with(|| View::Absent).take(count)),
             }
@@ -676,6 +679,15 @@ mod tests {
                 assert!((keys[31] - number).abs() < 1e-3 && (values[31 * VALUES] + number).abs() < 1e-3);
             }
         }
+    }
+
+    #[test]
+    fn layers_that_keep_no_positions_have_blocks_of_nothing() {
+        let mut pool =
+            PagedKv::new(KvShape { layers: vec![LayerKv::State { floats: 3 }], dtype: KvDtype::Bf16 }, 2);
+        pool.admit(&[part(&[0; 33], 0, &[BlockId(5), BlockId(0)])]).unwrap();
+        drop(pool.view());
+        assert_eq!(pool.bytes(), Bytes::new(12));
     }
 
     #[test]
