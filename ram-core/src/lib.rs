@@ -5,6 +5,7 @@
 //! | [`id`] | who and which: jobs, nodes, providers, models, wallets |
 //! | [`units`] | how much: tokens, bytes, xRAM, shares, instants |
 //! | [`layers`] | which run of a model's layers |
+//! | [`checkpoint`] | what a tensor is for, by its name |
 //! | [`catalog`] | what a model is: shape, size, price class |
 //! | [`chat`] | what was said, and how a model wants to read it |
 //! | [`mod@format`] | what an answer must look like |
@@ -17,6 +18,7 @@
 
 pub mod catalog;
 pub mod chat;
+pub mod checkpoint;
 pub mod format;
 pub mod id;
 pub mod job;

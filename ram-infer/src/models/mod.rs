@@ -22,10 +22,10 @@ use std::fmt;
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use ram_core::checkpoint::Role;
 use ram_core::units::{Bytes, TokenCount};
 
 use self::decoder::Decoder;
-pub(crate) use self::shard::Role;
 pub use self::shard::Shard;
 use crate::batch::{BlockId, Part, Rows, Wanted};
 use crate::cache::KvCache;

@@ -1,6 +1,7 @@
 //! What a model needs of the nodes that hold it, layer by layer.
 
 use ram_core::catalog::ModelSpec;
+use ram_core::checkpoint::Role;
 use ram_core::layers::LayerRange;
 use ram_core::memory::{Breakdown, PREFILL_CHUNK, Workload};
 use ram_core::units::{Bytes, TokenCount};
@@ -67,22 +68,22 @@ impl ModelNeeds {
     /// The same model with its weights as its files have them: the bytes of each tensor by its name in the checkpoint.
     ///
     /// What a token reads of a layer stays the same share of its weights. Tensors that belong to no layer, embedding or
-    /// head, such as an image's encoder, are not held by any stage. Of a layer of which nothing is named, the shape's
-    /// figures stay.
+    /// head, such as an image's encoder, are not held by any stage; the last norm is, and is too small to count. Of a
+    /// layer of which nothing is named, the shape's figures stay.
     #[must_use]
     pub fn with_tensors<'a>(mut self, tensors: impl IntoIterator<Item = (&'a str, Bytes)>) -> Self {
         let mut layers = vec![Bytes::ZERO; self.layers.len()];
         let (mut embedding, mut head) = (Bytes::ZERO, Bytes::ZERO);
         for (name, bytes) in tensors {
-            match Part::of(name) {
-                Part::Layer(number) => {
-                    if let Some(layer) = layers.get_mut(number) {
+            match Role::of(name) {
+                Role::Layer(number) => {
+                    if let Some(layer) = layers.get_mut(usize::from(number)) {
                         *layer += bytes;
                     }
                 }
-                Part::Embedding => embedding += bytes,
-                Part::Head => head += bytes,
-                Part::Other => {}
+                Role::Embed => embedding += bytes,
+                Role::Head => head += bytes,
+                Role::Norm | Role::Other => {}
             }
         }
         for (layer, found) in self.layers.iter_mut().zip(layers).filter(|(_, found)| *found > Bytes::ZERO) {
@@ -168,31 +169,6 @@ impl ModelNeeds {
     pub(super) fn made(layers: Vec<LayerNeeds>, embedding: Bytes, tied: bool) -> Self {
         let (hop, activations) = (Bytes::new(4096), Bytes::new(64));
         Self { layers, embedding, head: embedding, tied, hop, activations, context: TokenCount::new(1 << 17) }
-    }
-}
-
-/// What a tensor is a part of.
-enum Part {
-    Layer(usize),
-    Embedding,
-    Head,
-    Other,
-}
-
-impl Part {
-    /// By its name, whether the language model is all of the checkpoint or a part of it. The last norm goes with the
-    /// head.
-    fn of(name: &str) -> Self {
-        let inner = ["model.language_model.", "language_model.model.", "model."];
-        let Some(rest) = inner.iter().find_map(|prefix| name.strip_prefix(prefix)) else {
-            let outer = name.strip_prefix("language_model.").unwrap_or(name);
-            return if outer.starts_with("lm_head.") { Self::Head } else { Self::Other };
-        };
-        match rest.split('.').collect::<Vec<_>>()[..] {
-            ["layers", number, ..] => number.parse().map_or(Self::Other, Self::Layer),
-            ["embed_tokens", ..] => Self::Embedding,
-            _ => Self::Other,
-        }
     }
 }
 

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ram_core::checkpoint::Role;
 use ram_core::id::ModelId;
 use ram_core::units::Bytes;
 use serde_json::json;
@@ -38,7 +39,7 @@ use super::fetch::{Download, Planner};
 use super::http::Wanted;
 use super::listing::{CONFIG, INDEX, Listing};
 use super::{Hub, HubError, Plan, PlannedFile, Progress};
-use crate::models::{Role, Shard};
+use crate::models::Shard;
 
 mod header;
 mod manifest;
