@@ -41,6 +41,12 @@ fn picks(criterion: &mut Criterion) {
             bench.iter(|| sampler.pick(black_box(&logits)));
         });
     }
+    // One token in 32 may come, by the mask of a grammar.
+    let allowed = vec![1 << 5; 4008];
+    group.bench_function("temperature, among allowed ones", |bench| {
+        let mut sampler = Sampler::new(Sampling::default(), &[]);
+        bench.iter(|| sampler.pick_among(black_box(&logits), Some(black_box(&allowed))));
+    });
     group.finish();
 }
 

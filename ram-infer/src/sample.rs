@@ -8,11 +8,15 @@
 //! depends on seed and n alone, so that a request gives the same text beside any strangers, and a node that takes over
 //! in the middle goes on as the first one would have.
 
+mod weights;
+
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 
 use ram_core::job::Sampling;
+
+use self::weights::Weights;
 
 /// Picks the tokens of one answer.
 #[derive(Clone)]
@@ -23,7 +27,8 @@ pub struct Sampler {
     step: u64,
     /// Room for the work of one step, kept for the next.
     scores: Vec<f32>,
-    candidates: Vec<Candidate>,
+    likeliest: Vec<Scored>,
+    weights: Weights,
 }
 
 /// The token that was picked.
@@ -69,7 +74,8 @@ impl Sampler {
     pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let penalised = has_effect(sampling.repetition_penalty, 1.0);
         let seen = if penalised { prompt.iter().map(|&token| (token, 0)).collect() } else { HashMap::new() };
-        Self { sampling, seen, step: 0, scores: Vec::new(), candidates: Vec::new() }
+        let (scores, likeliest, weights) = Default::default();
+        Self { sampling, seen, step: 0, scores, likeliest, weights }
     }
 
     /// Picks the token after the last one picked, by the model's `logits` (V).
@@ -90,7 +96,7 @@ impl Sampler {
     pub fn pick_among(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<Pick, SampleError> {
         self.score(logits, allowed)?;
         let token = self.choose()?;
-        let report = self.sampling.top_logprobs.map(|count| report(logits, token, usize::from(count)));
+        let report = self.sampling.top_logprobs.map(|count| self.report(logits, token, usize::from(count)));
         *self.seen.entry(token).or_default() += 1;
         self.step += 1;
         Ok(Pick { token, report })
@@ -147,39 +153,51 @@ impl Sampler {
     fn choose(&mut self) -> Result<u32, SampleError> {
         let best = likeliest(&self.scores).ok_or(SampleError::Nothing)?;
         if self.sampling.temperature > 0.0 {
-            self.weigh(best.score);
             let random = random(self.sampling.seed, self.step);
-            Ok(draw(&self.candidates, random).unwrap_or(best.token))
+            Ok(self.draw(best.score, random).unwrap_or(best.token))
         } else {
             Ok(best.token)
         }
     }
 
-    /// Sets `candidates` to the tokens that may be picked, with their weights; the score of the likeliest is `best`.
-    fn weigh(&mut self, best: f32) {
+    /// The token at the point `random` among those that may be picked; the score of the likeliest is `best`.
+    fn draw(&mut self, best: f32, random: f64) -> Option<u32> {
+        let Self { scores, likeliest, weights, .. } = self;
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let candidates = &mut self.candidates;
-        let weight = |score: f32| exp((score - best) / temperature);
         let top_k = usize::try_from(top_k).unwrap_or(usize::MAX);
-        if top_k > 0 && top_k < self.scores.len() {
-            take_likeliest(&self.scores, top_k, candidates);
-            candidates.iter_mut().for_each(|candidate| candidate.weight = weight(candidate.score));
-        } else {
-            candidates.clear();
-            let weighed = tokens(&self.scores).map(|Scored { token, score }| Candidate {
-                token,
-                score,
-                weight: weight(score),
-            });
-            candidates.extend(weighed.filter(|candidate| candidate.weight > 0.0));
+        let few = top_k > 0 && top_k < scores.len();
+        if few {
+            take_likeliest(scores, top_k, likeliest);
+            scores.clear();
+            scores.extend(likeliest.iter().map(|scored| scored.score));
         }
+        weights.set(scores, best, temperature);
         if top_p < 1.0 {
-            keep_nucleus(candidates, f64::from(top_p));
+            weights.keep_nucleus(scores, f64::from(top_p));
         }
         if min_p > 0.0 {
             // The likeliest weighs 1, and stays even if `min_p` is above that.
-            let least = min_p.min(1.0);
-            candidates.retain(|candidate| candidate.weight >= least);
+            weights.keep_above(min_p.min(1.0));
+        }
+        let drawn = weights.draw(random)?;
+        if few { Some(likeliest[drawn].token) } else { u32::try_from(drawn).ok() }
+    }
+
+    /// How likely `token` and the `count` likeliest were by the model itself.
+    fn report(&mut self, logits: &[f32], token: u32, count: usize) -> Report {
+        let best = likeliest(logits).map_or(0.0, |best| best.score);
+        self.weights.set(logits, best, 1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "rounds a small number to the precision of the logits"
+        )]
+        let norm = self.weights.total().ln() as f32;
+        let logprob = |score: f32| score - best - norm;
+        take_likeliest(logits, count, &mut self.likeliest);
+        let own = usize::try_from(token).ok().and_then(|index| logits.get(index));
+        Report {
+            logprob: own.map_or(f32::MIN, |&score| logprob(score).max(f32::MIN)),
+            top: self.likeliest.iter().map(|rival| (rival.token, logprob(rival.score))).collect(),
         }
     }
 }
@@ -218,23 +236,9 @@ struct Scored {
     score: f32,
 }
 
-/// A token that may be picked; `weight` is its probability, times a number that all have in common.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    token: u32,
-    score: f32,
-    weight: f32,
-}
-
 /// Likeliest first, and of equals the lowest token: a total order, for no score is NaN.
-fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
+fn by_likelihood(a: &Scored, b: &Scored) -> Ordering {
     b.score.total_cmp(&a.score).then(a.token.cmp(&b.token))
-}
-
-/// The possible tokens with their scores.
-fn tokens(scores: &[f32]) -> impl Iterator<Item = Scored> {
-    let scored = (0..).zip(scores).map(|(token, &score)| Scored { token, score });
-    scored.filter(|scored| scored.score > f32::NEG_INFINITY)
 }
 
 /// The likeliest possible token.
@@ -258,28 +262,11 @@ fn greatest(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// e to the power of `x`, which is not above 0, within 3e-7 of its value; 0 below -87.
-///
-/// By a polynomial (Taylor, degree 7, on half a binade around 0) rather than the system's: so it compiles to vector
-/// instructions, and is the same on every machine.
-fn exp(x: f32) -> f32 {
-    const LN_2_HIGH: f32 = 355.0 / 512.0; // few digits, so that n times it is exact
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: a float of this size has no digits behind the point
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = (x - n * LN_2_HIGH) - n * LN_2_LOW;
-    let tail = 1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0 + r / 5040.0));
-    let sum = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * tail)));
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -87.0 { 0.0 } else { sum * power }
-}
-
-/// Sets `likeliest` to the `count` likeliest possible tokens, in order, with no weight.
+/// Sets `likeliest` to the `count` likeliest possible tokens, in order.
 ///
 /// One pass that keeps a little more than it must and cuts it back each time it is full; blocks whose best is below the
 /// worst of those kept are passed over.
-fn take_likeliest(scores: &[f32], count: usize, likeliest: &mut Vec<Candidate>) {
+fn take_likeliest(scores: &[f32], count: usize, likeliest: &mut Vec<Scored>) {
     const BLOCK: usize = 64;
     likeliest.clear();
     let count = count.min(scores.len());
@@ -293,84 +280,18 @@ fn take_likeliest(scores: &[f32], count: usize, likeliest: &mut Vec<Candidate>) 
             continue;
         }
         let above = (first..).zip(block).filter(|(_, score)| **score > floor);
-        likeliest.extend(above.map(|(token, &score)| Candidate { token, score, weight: 0.0 }));
+        likeliest.extend(above.map(|(token, &score)| Scored { token, score }));
         if likeliest.len() >= full {
             let (_, worst, _) = likeliest.select_nth_unstable_by(count - 1, by_likelihood);
             floor = worst.score; // One that is as likely and comes later is behind it.
             likeliest.truncate(count);
         }
     }
-    keep_likeliest(likeliest, count);
-}
-
-/// Keeps the `count` likeliest candidates, in order, without sorting the others.
-fn keep_likeliest(candidates: &mut Vec<Candidate>, count: usize) {
-    if (1..candidates.len()).contains(&count) {
-        candidates.select_nth_unstable_by(count - 1, by_likelihood);
+    if (1..likeliest.len()).contains(&count) {
+        likeliest.select_nth_unstable_by(count - 1, by_likelihood);
     }
-    candidates.truncate(count);
-    candidates.sort_unstable_by(by_likelihood);
-}
-
-/// Keeps the fewest likeliest candidates that hold `share` of all weight (Holtzman et al. 2020), in order.
-///
-/// Halves the stretch in which the last of them lies, by selection, so that a vocabulary is not sorted for a handful.
-fn keep_nucleus(candidates: &mut Vec<Candidate>, share: f64) {
-    let whole = total(candidates);
-    // Candidates below this hold, all of them together, less than what the nucleus may lack: they are not in it.
-    let least = (1.0 - share) * whole / candidates.len() as f64;
-    candidates.retain(|candidate| f64::from(candidate.weight) >= least);
-    let mut missing = share * whole;
-    let mut last = 0..candidates.len();
-    while last.len() > 1 {
-        let half = last.len() / 2;
-        candidates[last.clone()].select_nth_unstable_by(half, by_likelihood);
-        let middle = last.start + half;
-        let likelier = total(&candidates[last.start..middle]);
-        if likelier >= missing {
-            last.end = middle;
-        } else {
-            missing -= likelier;
-            last.start = middle;
-        }
-    }
-    candidates.truncate(last.end);
-    candidates.sort_unstable_by(by_likelihood);
-}
-
-/// The weight of all candidates.
-fn total(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
-}
-
-/// The candidate at the point `random` of the line on which each is as long as its weight.
-fn draw(candidates: &[Candidate], random: f64) -> Option<u32> {
-    let point = random * total(candidates);
-    let mut end = 0.0;
-    let under = candidates.iter().find(|candidate| {
-        end += f64::from(candidate.weight);
-        end > point
-    });
-    under.map(|candidate| candidate.token)
-}
-
-/// How likely `token` and the `count` likeliest were by the model itself.
-fn report(logits: &[f32], token: u32, count: usize) -> Report {
-    let best = likeliest(logits).map_or(0.0, |best| best.score);
-    let sum: f64 = logits.iter().map(|score| f64::from(exp(score - best))).sum();
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "rounds a small number to the precision of the logits"
-    )]
-    let norm = sum.ln() as f32;
-    let logprob = |score: f32| score - best - norm;
-    let mut rivals = Vec::new();
-    take_likeliest(logits, count, &mut rivals);
-    let own = usize::try_from(token).ok().and_then(|index| logits.get(index));
-    Report {
-        logprob: own.map_or(f32::MIN, |&score| logprob(score).max(f32::MIN)),
-        top: rivals.into_iter().map(|rival| (rival.token, logprob(rival.score))).collect(),
-    }
+    likeliest.truncate(count);
+    likeliest.sort_unstable_by(by_likelihood);
 }
 
 /// The score of a token; a bias may name one that the model does not have.
@@ -406,6 +327,14 @@ mod tests {
                 sampler.pick(logits).unwrap().token
             })
             .collect()
+    }
+
+    /// The tokens that could have been picked, each with its weight, likeliest first.
+    fn kept(sampler: &Sampler) -> Vec<(u32, f32)> {
+        let kept = sampler.weights.kept(&sampler.scores).into_iter();
+        let few = sampler.scores.len() == sampler.likeliest.len();
+        let token = |at: usize| if few { sampler.likeliest[at].token } else { u32::try_from(at).unwrap() };
+        kept.map(|(at, weight)| (token(at), weight)).collect()
     }
 
     fn softmax(logits: &[f32]) -> Vec<f64> {
@@ -490,8 +419,7 @@ mod tests {
         let check = |top_k, top_p, min_p, expected: &[u32]| {
             let mut sampler = Sampler::new(Sampling { top_k, top_p, min_p, ..Sampling::default() }, &[]);
             sampler.pick(&logits).unwrap();
-            let mut kept: Vec<u32> = sampler.candidates.iter().map(|candidate| candidate.token).collect();
-            kept.sort_unstable();
+            let kept: Vec<u32> = kept(&sampler).into_iter().map(|(token, _)| token).collect();
             assert_eq!(kept, expected, "top_k {top_k}, top_p {top_p}, min_p {min_p}");
         };
         check(0, 1.0, 0.0, &[0, 1, 2, 3]);
@@ -597,17 +525,6 @@ mod tests {
     }
 
     #[test]
-    fn the_own_exponential_is_that_of_the_library() {
-        for step in 0..200_000_u32 {
-            let x = -(step as f32) / 2000.0;
-            let (own, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            let bound = if x < -87.0 { 2e-38 } else { exact * 3e-7 };
-            assert!((own - exact).abs() <= bound, "exp({x}) is {exact}, not {own}");
-        }
-        assert_eq!((exp(0.0), exp(-0.0), exp(f32::NEG_INFINITY), exp(f32::MIN)), (1.0, 1.0, 0.0, 0.0));
-    }
-
-    #[test]
     fn a_token_that_is_not_allowed_is_never_picked() {
         let logits: Vec<f32> = (0..100).map(|token| token as f32).collect();
         let allowed = [1 << 5 | 1 << 9, 0, 1 << 3];
@@ -635,7 +552,7 @@ mod tests {
             let mut all: Vec<u32> = (0..).take(levels.len()).collect();
             all.sort_by_key(|token| (-levels[*token as usize], *token));
             all.truncate(count);
-            prop_assert_eq!(likeliest.iter().map(|candidate| candidate.token).collect::<Vec<_>>(), all);
+            prop_assert_eq!(likeliest.iter().map(|scored| scored.token).collect::<Vec<_>>(), all);
         }
 
         #[test]
@@ -657,22 +574,19 @@ mod tests {
             let mut sampler = Sampler::new(sampling, &[]);
             let token = sampler.pick_among(&logits, Some(&allowed)).unwrap().token;
             // The same tokens may be picked, but for one on the very edge, and each is as likely.
-            let total = total(&sampler.candidates);
-            for candidate in &sampler.candidates {
-                let probability = f64::from(candidate.weight) / total;
-                let other = expected.iter().find(|(token, _)| *token == candidate.token);
-                prop_assert!(other.is_none_or(|other| (other.1 - probability).abs() < 1e-2));
-            }
-            let differ = sampler.candidates.len().abs_diff(expected.len());
-            prop_assert!(differ <= 1, "{} and {}", sampler.candidates.len(), expected.len());
-            if differ == 0 {
-                let least = expected.iter().map(|(_, probability)| *probability).fold(1.0, f64::min);
-                for candidate in &sampler.candidates {
-                    let other = expected.iter().find(|(token, _)| *token == candidate.token);
-                    let probability = f64::from(candidate.weight) / total;
-                    let good = other.map_or(probability - least < 1e-5, |other| (other.1 - probability).abs() < 1e-5);
-                    prop_assert!(good);
-                }
+            let kept = kept(&sampler);
+            let total: f64 = kept.iter().map(|(_, weight)| f64::from(*weight)).sum();
+            let differ = kept.len().abs_diff(expected.len());
+            prop_assert!(differ <= 1, "{} and {}", kept.len(), expected.len());
+            let least = expected.iter().map(|(_, probability)| *probability).fold(1.0, f64::min);
+            for (token, weight) in kept {
+                let probability = f64::from(weight) / total;
+                let bound = if differ == 0 { 1e-5 } else { 1e-2 };
+                let good = match expected.iter().find(|(other, _)| *other == token) {
+                    Some((_, other)) => (other - probability).abs() < bound,
+                    None => differ > 0 || probability - least < 1e-5,
+                };
+                prop_assert!(good, "token {token}");
             }
             prop_assert!(flags[token as usize]);
         }
@@ -695,14 +609,14 @@ mod tests {
         ) {
             let mut sampler = Sampler::new(Sampling { top_p, ..Sampling::default() }, &[]);
             sampler.pick(&logits).unwrap();
-            let kept = sampler.candidates;
+            let kept = kept(&sampler);
             let probabilities = softmax(&logits);
-            let share = |kept: &[Candidate]| kept.iter().map(|c| probabilities[c.token as usize]).sum::<f64>();
+            let share = |kept: &[(u32, f32)]| kept.iter().map(|(token, _)| probabilities[*token as usize]).sum::<f64>();
             prop_assert!(share(&kept) >= f64::from(top_p) - 1e-6);
             prop_assert!(share(&kept[..kept.len() - 1]) < f64::from(top_p) + 1e-6);
-            let least = kept.last().unwrap().score;
+            let least = logits[kept.last().unwrap().0 as usize];
             let above = logits.iter().filter(|&&logit| logit > least).count();
-            prop_assert!(above < kept.len() && kept.iter().all(|c| c.score >= least));
+            prop_assert!(above < kept.len() && kept.iter().all(|(token, _)| logits[*token as usize] >= least));
         }
 
         #[test]

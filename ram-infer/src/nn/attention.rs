@@ -381,21 +381,28 @@ impl Kernel for Weigh<'_> {
         let Self { rows, block, weights, sums } = self;
         let width = sums.len() / rows.len();
         let (weights, _) = weights.as_chunks_mut::<BLOCK_TOKENS>();
-        for ((row, weights), sums) in rows.iter_mut().zip(weights).zip(sums.chunks_exact_mut(width)) {
+        // Each step for all rows, so that the processor works on several rows at a time.
+        for ((row, weights), sums) in rows.iter_mut().zip(&mut *weights).zip(sums.chunks_exact_mut(width)) {
             let sees = row.within(block);
-            if sees.is_empty() {
-                continue;
-            }
             weights[..sees.start].fill(f32::NEG_INFINITY);
             weights[sees.end..].fill(f32::NEG_INFINITY);
-            let largest = simd::larger(simd::largest(&halved(weights, simd::larger)), row.largest);
-            let kept = math::exp::<M>(row.largest - largest);
-            for weight in &mut *weights {
+            let largest = simd::largest(&halved(weights, simd::larger));
+            if largest > row.largest {
+                let kept = math::exp::<M>(row.largest - largest);
+                row.largest = largest;
+                row.weight *= kept;
+                sums.iter_mut().for_each(|sum| *sum *= kept);
+            }
+        }
+        for (row, weights) in rows.iter().zip(&mut *weights) {
+            // Finite, even where nothing was seen yet.
+            let largest = simd::larger(row.largest, f32::MIN);
+            for weight in weights {
                 *weight = math::exp::<M>(*weight - largest);
             }
-            row.largest = largest;
-            row.weight = row.weight * kept + simd::total(&halved(weights, |x, y| x + y));
-            sums.iter_mut().for_each(|sum| *sum *= kept);
+        }
+        for (row, weights) in rows.iter_mut().zip(weights) {
+            row.weight += simd::total(&halved(weights, |x, y| x + y));
         }
     }
 }
