@@ -1,11 +1,13 @@
 //! Whatever arrives, no decoder panics, and what it accepts keeps to the limits.
 
+use bytes::BytesMut;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use ram_core::chat::{ChatMessage, PromptText, Role};
 use ram_core::units::TokenCount;
 use ram_proto::control::{self, Decoded, Message, ToCoordinator, ToProvider};
+use ram_proto::frame::{self, Decoder, Limits};
 use ram_proto::openai::{
     ApiError, CONTENT_BYTES_MAX, ChatCompletion, ChatCompletionChunk, ChatRequest, ErrorBody,
     IGNORED_FIELD_BYTES_MAX, IGNORED_FIELDS_MAX, LOGIT_BIAS_MAX, MESSAGES_MAX, N_MAX, STOP_BYTES_MAX,
@@ -51,6 +53,58 @@ fn parse(body: &[u8]) -> Result<(), TestCaseError> {
     }
     Ok(())
 }
+
+/// Reads frames of pieces that arrive one after the other, and writes what was read.
+fn frames(pieces: &[Vec<u8>]) -> Result<(), TestCaseError> {
+    let mut decoder = Decoder::new(Limits::FULL);
+    for piece in pieces {
+        decoder.room().extend_from_slice(piece);
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame::Decoded::Known(frame))) => {
+                    prop_assert!(frame.put_prelude(&mut BytesMut::new()).is_ok());
+                }
+                Ok(Some(frame::Decoded::Unknown)) => {}
+                Ok(None) => break,
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Fields of heads, each of one or several types.
+const FRAME_KEYS: &[&str] = &[
+    "version",
+    "model",
+    "layers",
+    "epoch",
+    "carries",
+    "dtype",
+    "width",
+    "credits",
+    "kv_free",
+    "session",
+    "positions",
+    "sampling",
+    "picks",
+    "position",
+    "shape",
+    "prefix",
+    "after",
+    "want",
+    "deadline_ms",
+    "spent",
+    "token",
+    "logprob",
+    "logits",
+    "steps",
+    "sessions",
+    "queued",
+    "step_us",
+    "code",
+    "retry_after_ms",
+];
 
 /// Every result answers a call of the message before it, and every call has its result.
 fn conversation(messages: &[ChatMessage]) -> Result<(), TestCaseError> {
@@ -256,6 +310,24 @@ proptest! {
         let text = String::from_utf8_lossy(&bytes);
         control::<ToProvider>(&text)?;
         control::<ToCoordinator>(&text)?;
+    }
+
+    #[test]
+    fn no_bytes_panic_the_decoder_of_frames(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 0..6)) {
+        frames(&pieces)?;
+    }
+
+    #[test]
+    fn no_value_in_any_field_of_a_head_panics(
+        kind in prop::sample::select(&frame::TYPES[..]),
+        fields in prop::collection::vec((prop::sample::select(FRAME_KEYS), json()), 0..12),
+        payload in prop::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut head = Map::from_iter(fields.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        head.insert("type".to_owned(), kind.into());
+        let head = Value::Object(head).to_string();
+        let sizes = [head.len(), payload.len()].map(|size| u32::try_from(size).unwrap().to_be_bytes());
+        frames(&[sizes.concat(), head.into_bytes(), payload])?;
     }
 
     #[test]

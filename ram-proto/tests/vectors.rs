@@ -9,12 +9,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use bytes::BytesMut;
 use ram_core::chat::ChatMessage;
 use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::id::{ModelId, ProviderId};
 use ram_core::job::{Failure, GenerationParams};
 use ram_core::units::TokenCount;
 use ram_proto::control::{self, ControlError, Decoded, Message, ToCoordinator, ToProvider};
+use ram_proto::frame::{self, Decoder, FrameError, Limits};
 use ram_proto::openai::{
     ApiError, BODY_BYTES_MAX, ChatCompletion, ChatCompletionChunk, ChatRequest, Delivery, ErrorBody,
     ModelCard, ModelList, ToolChoice, sse,
@@ -405,5 +407,67 @@ fn every_type_of_control_message_has_a_vector() {
     }
     for known in ToCoordinator::TYPES {
         assert!(has(|to| matches!(to, To::Coordinator), known), "{known}");
+    }
+}
+
+#[derive(Deserialize)]
+struct FrameCase {
+    name: String,
+    bytes: String,
+    json: Option<Value>,
+    payload: Option<String>,
+    /// Whether `bytes` is how it is written, too.
+    #[serde(default = "yes")]
+    written: bool,
+    #[serde(default)]
+    unknown: bool,
+    refused: Option<String>,
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digit =
+        |byte: &u8| (*byte as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok()).expect("a digit");
+    text.as_bytes().chunks(2).map(|pair| digit(&pair[0]) << 4 | digit(&pair[1])).collect()
+}
+
+#[test]
+fn each_frame_is_read_as_its_vector_says_and_written_back() {
+    for FrameCase { name, bytes, json, payload, written, unknown, refused } in cases("frames.json") {
+        let bytes = unhex(&bytes);
+        let mut decoder = Decoder::new(Limits::FULL);
+        decoder.room().extend_from_slice(&bytes);
+        let decoded = decoder.next_frame();
+        let refusal = |error: &FrameError| match error {
+            FrameError::HeadTooLong { .. } => "head_too_long",
+            FrameError::PayloadTooLong { .. } => "payload_too_long",
+            FrameError::NotTagged => "not_tagged",
+            FrameError::Malformed { .. } => "malformed",
+            other => panic!("{name}: {other}"),
+        };
+        match decoded {
+            Ok(Some(frame::Decoded::Known(frame))) => {
+                let head = serde_json::to_string(&frame.head).expect(&name);
+                assert_eq!(Some(head), json.map(|json| json.to_string()), "{name}");
+                assert_eq!(Some(&frame.payload[..]), payload.as_deref().map(unhex).as_deref(), "{name}");
+                let mut out = BytesMut::new();
+                frame.put_prelude(&mut out).expect(&name);
+                out.extend_from_slice(&frame.payload);
+                assert!(!written || out[..] == bytes[..], "{name}: {:?}", String::from_utf8_lossy(&out[8..]));
+            }
+            Ok(Some(frame::Decoded::Unknown)) => assert!(unknown, "{name}"),
+            Ok(None) => panic!("{name}: is no whole frame"),
+            Err(error) => assert_eq!(Some(refusal(&error)), refused.as_deref(), "{name}"),
+        }
+    }
+}
+
+#[test]
+fn every_type_of_frame_has_a_vector() {
+    let cases = cases::<FrameCase>("frames.json");
+    for known in frame::TYPES {
+        assert!(
+            cases.iter().any(|case| case.json.as_ref().is_some_and(|json| json["type"] == known)),
+            "{known}"
+        );
     }
 }
