@@ -3,7 +3,9 @@
 //! | room | what stands there |
 //! |---|---|
 //! | [`plan`] | which node holds which layers, what to expect of it, and why not |
+//! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
 //!
 //! The crate thinks and does nothing else: no sockets, no clock, no model.
 
 pub mod plan;
+pub mod session;
