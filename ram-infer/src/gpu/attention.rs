@@ -1,4 +1,7 @@
 //! Causal self-attention with shared key and value heads (GQA; Ainslie et al. 2023), over a cache.
+//!
+//! On Apple's GPU it is candle's fused kernel; elsewhere, and for heads of a width that it does not have, products and a
+//! softmax.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -28,10 +31,58 @@ pub(crate) struct Attention {
 pub(crate) struct Pass {
     /// Rotations of the pass's positions.
     pub(crate) turns: Turns,
-    /// Zero where a token sees and minus infinity where not, (T, S); `None` when every token sees all.
-    pub(crate) mask: Option<Tensor>,
+    /// What its tokens see.
+    pub(crate) sees: Sees,
     /// The position of the first token.
     pub(crate) position: usize,
+}
+
+/// Which positions the tokens of a pass see: each itself and those before it, and of them the last `window`.
+pub(crate) struct Sees {
+    /// The first position that any of them sees.
+    from: usize,
+    /// Zero where a token sees and minus infinity where not, (T, S - from); `None` for one token, which sees all of those.
+    mask: Option<Tensor>,
+}
+
+impl Sees {
+    /// For the `tokens` from the position `first` on.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(crate) fn new(
+        first: usize,
+        tokens: usize,
+        window: Option<usize>,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Self> {
+        let end = first + tokens;
+        let window = window.unwrap_or(end);
+        let from = (first + 1).saturating_sub(window);
+        if tokens == 1 {
+            return Ok(Self { from, mask: None });
+        }
+        let sees = |at: usize, position: usize| position <= at && at - position < window;
+        let row = |at: usize| {
+            (from..end).map(move |position| if sees(at, position) { 0.0 } else { f32::NEG_INFINITY })
+        };
+        let mask: Vec<f32> = (first..end).flat_map(row).collect();
+        let mask = Tensor::from_vec(mask, (tokens, end - from), &Device::Cpu)?;
+        Ok(Self { from, mask: Some(mask.to_dtype(dtype)?.to_device(device)?) })
+    }
+
+    /// Attends with `queries`, (H, T, D), over `keys` and `values`, (K, S, D), as far as they are seen; returns
+    /// (H, T, D).
+    fn attend(&self, queries: &Tensor, keys: &Tensor, values: &Tensor) -> candle_core::Result<Tensor> {
+        let seen = |of: &Tensor| of.narrow(1, self.from, of.dim(1)? - self.from);
+        let (keys, values) = (seen(keys)?, seen(values)?);
+        if is_fused(queries)? {
+            fused(queries, &keys, &values, self.mask.as_ref())
+        } else {
+            attend(queries, &keys, &values, self.mask.as_ref())
+        }
+    }
 }
 
 impl Attention {
@@ -73,7 +124,7 @@ impl Attention {
         };
         let (queries, keys) = (pass.turns.apply(&queries)?, pass.turns.apply(&keys)?);
         let (keys, values) = cache.append(&keys, &values, pass.position)?;
-        let heads = attend(&queries, &keys, &values, pass.mask.as_ref())?;
+        let heads = pass.sees.attend(&queries, &keys, &values)?;
         // (H, T, D) -> (T, H*D)
         let joined = heads.transpose(0, 1)?.reshape((tokens, self.heads * self.head_dim))?;
         self.o_proj.forward(&joined)
@@ -113,27 +164,25 @@ fn attend(
     weights.matmul(values)?.reshape((heads, tokens, head_dim))
 }
 
-/// Which of the positions 0..first+tokens each of the tokens from `first` on sees: itself and those before it, and of
-/// them the last `window`. `None` when each sees all.
-pub(crate) fn causal_mask(
-    first: usize,
-    tokens: usize,
-    window: Option<usize>,
-    dtype: DType,
-    device: &Device,
-) -> candle_core::Result<Option<Tensor>> {
-    let positions = first + tokens;
-    let window = window.unwrap_or(positions);
-    if tokens == 1 && positions <= window {
-        return Ok(None);
-    }
-    let sees = |at: usize, position: usize| position <= at && at - position < window;
-    let row = |at: usize| {
-        (0..positions).map(move |position| if sees(at, position) { 0.0 } else { f32::NEG_INFINITY })
-    };
-    let mask: Vec<f32> = (first..positions).flat_map(row).collect();
-    let mask = Tensor::from_vec(mask, (tokens, positions), &Device::Cpu)?;
-    Ok(Some(mask.to_dtype(dtype)?.to_device(device)?))
+/// Whether candle has a fused kernel for these queries.
+fn is_fused(queries: &Tensor) -> candle_core::Result<bool> {
+    Ok(queries.device().is_metal() && matches!(queries.dim(2)?, 32 | 64 | 72 | 80 | 96 | 128 | 256))
+}
+
+/// [`attend`], in one kernel of Apple's GPU. One token must see all positions: for that the kernel takes no mask.
+fn fused(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    mask: Option<&Tensor>,
+) -> candle_core::Result<Tensor> {
+    let (heads, tokens, head_dim) = queries.dims3()?;
+    let mask = mask.map(|mask| mask.broadcast_as((1, heads, tokens, keys.dim(1)?))).transpose()?;
+    let scale = (head_dim as f32).sqrt().recip();
+    let [queries, keys, values] = [queries, keys, values].map(|of| of.unsqueeze(0));
+    // The mask has all of it, so the kernel need not make one of its own; 1 is for no softcapping.
+    candle_nn::ops::sdpa(&queries?.contiguous()?, &keys?, &values?, mask.as_ref(), false, scale, 1.0)?
+        .squeeze(0)
 }
 
 #[cfg(test)]
@@ -192,12 +241,11 @@ mod tests {
             let tensor = |data: &Vec<f32>, heads, rows| {
                 Tensor::from_vec(data.clone(), (heads, rows, dim), &Device::Cpu).unwrap()
             };
-            let mask = causal_mask(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
-            let found = attend(
+            let sees = Sees::new(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
+            let found = sees.attend(
                 &tensor(&q, heads, tokens),
                 &tensor(&k, kv_heads, positions),
                 &tensor(&v, kv_heads, positions),
-                mask.as_ref(),
             );
             let shape = [heads, kv_heads, first, tokens, dim];
             let expected = reference([&q, &k, &v], shape, window.unwrap_or(usize::MAX));
@@ -210,12 +258,15 @@ mod tests {
     }
 
     #[test]
-    fn one_token_that_sees_all_needs_no_mask() {
-        let mask =
-            |first, tokens, window| causal_mask(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
-        assert!(mask(7, 1, None).is_none());
-        assert!(mask(7, 1, Some(8)).is_none());
-        assert!(mask(7, 1, Some(7)).is_some());
-        assert!(mask(0, 2, None).is_some());
+    fn one_token_needs_no_mask_and_nothing_behind_its_window() {
+        let check = |first, tokens, window, from, masked| {
+            let sees = Sees::new(first, tokens, window, DType::F32, &Device::Cpu).unwrap();
+            assert_eq!((sees.from, sees.mask.is_some()), (from, masked));
+        };
+        check(7, 1, None, 0, false);
+        check(7, 1, Some(8), 0, false);
+        check(7, 1, Some(7), 1, false);
+        check(0, 2, None, 0, true);
+        check(7, 2, Some(4), 4, true);
     }
 }

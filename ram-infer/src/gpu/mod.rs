@@ -17,7 +17,7 @@ pub(crate) mod rope;
 use candle_core::{DType, Device, Tensor};
 use ram_core::units::Bytes;
 
-use self::attention::{Pass, causal_mask};
+use self::attention::{Pass, Sees};
 use self::cache::{CacheShape, DeviceCache};
 use self::decoder::DecoderLayer;
 use self::linear::{Linear, Matrix};
@@ -135,7 +135,7 @@ impl DeviceModel {
         let (count, dtype, device) = (tokens.len(), self.shape.dtype, &self.device);
         let pass = Pass {
             turns: Turns::new(&self.rope, position, count, dtype, device)?,
-            mask: causal_mask(position, count, self.window, dtype, device)?,
+            sees: Sees::new(position, count, self.window, dtype, device)?,
             position,
         };
         let mut x = self.embed_tokens.rows(tokens)?;
