@@ -1,14 +1,17 @@
-//! What the wire costs: reading a chat request of 4 KiB, writing a chunk, reading a control message.
+//! What the wire costs: reading a chat request of 4 KiB, writing a chunk, reading a control message, a shard's step.
 
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
+use bytes::BytesMut;
 use ram_core::chat::PromptText;
-use ram_core::id::JobId;
+use ram_core::id::{Epoch, JobId};
 use ram_core::units::Timestamp;
 use ram_proto::control::{self, ToCoordinator};
+use ram_proto::frame::{Decoder, Frame, Head, Limits, Of, PrefixHash, Spent, Step, Want};
 use ram_proto::openai::{ChatRequest, CompletionHead, CompletionId, Delta, sse};
+use ram_proto::tensor::{self, Dtype, Shape};
 
 /// A conversation of ten turns, 4 KiB in all.
 fn request() -> String {
@@ -57,5 +60,47 @@ fn parse(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, parse);
+/// One token of a model that is 8,192 numbers wide.
+fn step() -> Step {
+    Step {
+        of: Of { session: JobId::from_bits(7 << 100), epoch: Epoch::new(3) },
+        position: 4_000,
+        shape: Shape { rows: 1, cols: 8_192 },
+        dtype: Dtype::Bf16,
+        prefix: PrefixHash::EMPTY,
+        after: PrefixHash::EMPTY.with(&[1]),
+        want: Want::Token,
+        deadline_ms: 30_000,
+        spent: Spent { compute_us: 12_000, queue_us: 40 },
+    }
+}
+
+fn frames(criterion: &mut Criterion) {
+    let numbers = vec![1.5_f32; 8_192];
+    let payload = tensor::encode(Dtype::Bf16, &numbers).freeze();
+    let frame = Frame { head: Head::ForwardPass(step()), payload: payload.clone() };
+    let mut prelude = BytesMut::new();
+    criterion.bench_function("write the head of a step", |bencher| {
+        bencher.iter(|| {
+            prelude.clear();
+            black_box(&frame).put_prelude(&mut prelude)
+        });
+    });
+    let bytes = [&prelude[..], &payload[..]].concat();
+    let mut decoder = Decoder::new(Limits::FULL);
+    criterion.bench_function("read a step of 16 KiB", |bencher| {
+        bencher.iter(|| {
+            decoder.room().extend_from_slice(black_box(&bytes));
+            decoder.next_frame()
+        });
+    });
+    criterion.bench_function("16 KiB of numbers to bf16", |bencher| {
+        bencher.iter(|| tensor::encode(Dtype::Bf16, black_box(&numbers)));
+    });
+    criterion.bench_function("16 KiB of numbers from bf16", |bencher| {
+        bencher.iter(|| tensor::decode(Dtype::Bf16, step().shape, black_box(&payload)));
+    });
+}
+
+criterion_group!(benches, parse, frames);
 criterion_main!(benches);
