@@ -78,6 +78,12 @@ impl Ledger {
         self.sessions.get(&session).map(|session| session.computed)
     }
 
+    /// A session's epoch.
+    #[must_use]
+    pub fn epoch(&self, session: JobId) -> Option<Epoch> {
+        self.sessions.get(&session).map(|session| session.epoch)
+    }
+
     /// Reserves room for a session. One of the same id and an earlier epoch is void.
     ///
     /// # Errors

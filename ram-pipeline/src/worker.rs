@@ -1,0 +1,692 @@
+//! A shard's part in a pipeline: takes steps from the shard before it, has them computed, sends them on.
+//!
+//! ```text
+//!              up                                        down
+//! shard before -- steps --> | queue | -> batch -> stage | outbox | -- steps --> shard behind
+//!              <- credit --                                      <- credit --
+//!                                          of the last shard:    -- results --> head
+//! ```
+//!
+//! [`Worker`] does no I/O: it takes what happened and says what is to be done. A batch is whatever is ready when the stage
+//! is free: nothing is waited for. Single tokens go first, and one longer piece of a prompt with them. What the shard
+//! behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows down
+//! those before it, and memory stays bounded.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ram_core::id::JobId;
+use ram_core::units::{Timestamp, TokenCount};
+use ram_proto::frame::{
+    Code, Frame, Head, Heartbeat, KvCacheInit, Of, Refusal, Spent, Step, StepResult, Trim, Welcome,
+};
+use ram_proto::tensor::{self, Dtype, Shape};
+
+use crate::session::Ledger;
+use crate::stage::{Input, Opening, StageOutput, StageStep};
+
+/// What a shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// Positions of sessions that there is memory for.
+    pub room: TokenCount,
+    /// How wide activations are.
+    pub width: u32,
+    /// In which type they come and go.
+    pub dtype: Dtype,
+    /// Whether it holds the head.
+    pub is_last: bool,
+    /// How long a session may be silent.
+    pub idle: Duration,
+}
+
+/// A link of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// To the shard before.
+    Up,
+    /// To the shard behind.
+    Down,
+    /// From the last shard to the head.
+    Results,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A frame arrived, after the greetings.
+    Arrived {
+        /// Over which link.
+        from: Side,
+        /// It.
+        frame: Frame,
+    },
+    /// The shard behind has welcomed this one.
+    Welcomed(Welcome),
+    /// A link is gone.
+    Lost(Side),
+    /// The stage has done the batch.
+    Computed {
+        /// An answer for each step, or why there is none.
+        outcome: Result<Vec<StageOutput>, Code>,
+        /// How long that took.
+        took: Duration,
+    },
+    /// The stage could not begin a session.
+    OpenFailed {
+        /// Which.
+        session: JobId,
+        /// Why.
+        code: Code,
+    },
+    /// Some time has passed; to be told about once a heartbeat.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Send a frame.
+    Send {
+        /// Over which link.
+        to: Side,
+        /// It.
+        frame: Frame,
+    },
+    /// Have the stage do something, one after the other.
+    Stage(Call),
+    /// Close a link: the other end does not keep to the protocol.
+    HangUp(Side),
+}
+
+/// What a stage is asked for.
+#[derive(Debug, PartialEq)]
+pub enum Call {
+    /// To begin a session.
+    Open {
+        /// Which.
+        session: JobId,
+        /// How.
+        opening: Opening,
+    },
+    /// To compute; the outcome is to be told.
+    Forward(Vec<StageStep>),
+    /// To forget the end of a session.
+    Trim {
+        /// Which.
+        session: JobId,
+        /// What stays.
+        position: u32,
+    },
+    /// To end a session.
+    Close(JobId),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Worker {
+    config: WorkerConfig,
+    ledger: Ledger,
+    /// Steps that were accepted, in the order in which they came.
+    queue: VecDeque<Queued>,
+    /// Steps that the stage computes.
+    batch: Vec<Queued>,
+    /// What the shard behind has no credit for yet.
+    outbox: VecDeque<Frame>,
+    credit: u32,
+    /// Microseconds that a single token took lately.
+    step_us: u32,
+}
+
+/// A step that was accepted.
+#[derive(Debug)]
+struct Queued {
+    step: Step,
+    payload: Bytes,
+    arrived: Timestamp,
+    /// Whether nothing is sent on.
+    is_replay: bool,
+}
+
+impl Worker {
+    /// A shard without sessions.
+    #[must_use]
+    pub const fn new(config: WorkerConfig) -> Self {
+        Self {
+            ledger: Ledger::new(config.room, config.idle),
+            config,
+            queue: VecDeque::new(),
+            batch: Vec::new(),
+            outbox: VecDeque::new(),
+            credit: 0,
+            step_us: 0,
+        }
+    }
+
+    /// Steps that the shard before may send before it hears of any that was taken up.
+    pub const CREDITS: u32 = 64;
+
+    /// The sessions.
+    #[must_use]
+    pub const fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// Takes what happened; appends what is to be done, in order.
+    pub fn handle(&mut self, event: Event, now: Timestamp, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Arrived { from: Side::Up, frame } => self.hear_above(frame, now, effects),
+            Event::Arrived { from: Side::Down, frame } => self.hear_below(frame, effects),
+            Event::Arrived { from: Side::Results, frame } => match frame.head {
+                Head::Heartbeat(_) => {}
+                _ => effects.push(Effect::HangUp(Side::Results)),
+            },
+            Event::Welcomed(welcome) => self.credit = welcome.credits,
+            // Who is above closes or resumes its sessions; who is below is replaced, and the head says with what.
+            Event::Lost(Side::Up) => {}
+            Event::Lost(Side::Down | Side::Results) => {
+                self.outbox.clear();
+                self.credit = 0;
+                refuse(None, Code::LinkLost, effects);
+            }
+            Event::Computed { outcome, took } => self.computed(outcome, took, now, effects),
+            Event::OpenFailed { session, code } => self.open_failed(session, code, effects),
+            Event::Tick => self.tick(now, effects),
+        }
+        self.start(now, effects);
+    }
+
+    fn hear_above(&mut self, frame: Frame, now: Timestamp, effects: &mut Vec<Effect>) {
+        match frame.head {
+            Head::ForwardPass(step) => self.step(step, frame.payload, false, now, effects),
+            Head::Replay(step) => self.step(step, frame.payload, true, now, effects),
+            Head::KvCacheInit(ref init) => match self.open(init, &frame.payload, now, effects) {
+                Ok(()) => self.pass_down(frame, effects),
+                Err(code) => refuse(Some(init.of), code, effects),
+            },
+            Head::Trim(trim) => match self.trim(&trim, now, effects) {
+                Ok(()) => self.pass_down(frame, effects),
+                Err(code) => refuse(Some(trim.of), code, effects),
+            },
+            Head::Cancel(of) => match self.ledger.cancel(of, now) {
+                Ok(()) => {
+                    self.drop_steps(of.session, effects);
+                    self.pass_down(frame, effects);
+                }
+                Err(code) => refuse(Some(of), code, effects),
+            },
+            Head::Close(of) => {
+                self.close(of.session, effects);
+                self.pass_down(frame, effects);
+            }
+            Head::Heartbeat(_) | Head::Goaway | Head::Error(_) => {}
+            Head::Hello(_) | Head::Welcome(_) | Head::Result(_) | Head::Credit { .. } => {
+                effects.push(Effect::HangUp(Side::Up));
+            }
+        }
+    }
+
+    fn hear_below(&mut self, frame: Frame, effects: &mut Vec<Effect>) {
+        match frame.head {
+            Head::Credit { steps } => {
+                self.credit = self.credit.saturating_add(steps).min(CREDIT_MAX);
+                self.flush(effects);
+            }
+            Head::Error(_) => effects.push(Effect::Send { to: Side::Up, frame }),
+            Head::Heartbeat(_) | Head::Goaway => {}
+            _ => effects.push(Effect::HangUp(Side::Down)),
+        }
+    }
+
+    fn open(
+        &mut self,
+        init: &KvCacheInit,
+        payload: &Bytes,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Code> {
+        let (tokens, rest) = payload.as_chunks::<4>();
+        if !rest.is_empty() {
+            return Err(Code::WrongShape);
+        }
+        self.ledger.open(init, now)?;
+        let session = init.of.session;
+        self.drop_steps(session, effects);
+        // Only who samples needs to know the words.
+        let seen = if self.config.is_last { tokens } else { &[] };
+        let opening = Opening {
+            positions: init.positions,
+            sampling: init.sampling.clone(),
+            seen: seen.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
+            picks: init.picks,
+        };
+        effects.push(Effect::Stage(Call::Open { session, opening }));
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        step: Step,
+        payload: Bytes,
+        is_replay: bool,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let WorkerConfig { width, dtype, .. } = self.config;
+        let bytes = step.shape.elements().saturating_mul(dtype.bytes() as u64);
+        let shaped = step.shape.cols == width && step.dtype == dtype && bytes == payload.len() as u64;
+        let accepted = match shaped {
+            true if self.queue.len() >= CREDIT_MAX as usize => Err(Code::Protocol),
+            true => self.ledger.accept(&step, now),
+            false => Err(Code::WrongShape),
+        };
+        match accepted {
+            Ok(()) => self.queue.push_back(Queued { step, payload, arrived: now, is_replay }),
+            Err(code) => {
+                give_credit(1, effects);
+                refuse(Some(step.of), code, effects);
+            }
+        }
+    }
+
+    fn trim(&mut self, trim: &Trim, now: Timestamp, effects: &mut Vec<Effect>) -> Result<(), Code> {
+        self.ledger.trim(trim, now)?;
+        self.drop_steps(trim.of.session, effects);
+        effects.push(Effect::Stage(Call::Trim { session: trim.of.session, position: trim.position }));
+        Ok(())
+    }
+
+    fn close(&mut self, session: JobId, effects: &mut Vec<Effect>) {
+        if self.ledger.close(session) {
+            self.drop_steps(session, effects);
+            effects.push(Effect::Stage(Call::Close(session)));
+        }
+    }
+
+    fn open_failed(&mut self, session: JobId, code: Code, effects: &mut Vec<Effect>) {
+        if let Some(epoch) = self.ledger.epoch(session) {
+            self.ledger.close(session);
+            self.drop_steps(session, effects);
+            refuse(Some(Of { session, epoch }), code, effects);
+        }
+    }
+
+    /// Drops what waits of a session.
+    fn drop_steps(&mut self, session: JobId, effects: &mut Vec<Effect>) {
+        let before = self.queue.len();
+        self.queue.retain(|queued| queued.step.of.session != session);
+        give_credit(before - self.queue.len(), effects);
+        let is_other = |frame: &Frame| match &frame.head {
+            Head::ForwardPass(step) => step.of.session != session,
+            _ => true,
+        };
+        self.outbox.retain(is_other);
+    }
+
+    /// Has the stage compute what is ready, if it is free.
+    fn start(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        if !self.batch.is_empty() || !self.outbox.is_empty() {
+            return;
+        }
+        self.give_up_late(now, effects);
+        let (mut waiting, mut tokens, mut long) = (VecDeque::new(), 0, false);
+        for queued in self.queue.drain(..) {
+            let Step { shape, .. } = queued.step;
+            // Of a session that is the one behind what is computed, so no two of a session are in a batch.
+            let is_next = self.ledger.wants(&queued.step);
+            let is_long = shape.rows > SHORT_ROWS;
+            let fits = self.batch.is_empty() || tokens + shape.rows <= BATCH_TOKENS_MAX;
+            if is_next && fits && !(is_long && long) {
+                tokens += shape.rows;
+                long |= is_long;
+                self.batch.push(queued);
+            } else {
+                waiting.push_back(queued);
+            }
+        }
+        self.queue = waiting;
+        if self.batch.is_empty() {
+            return;
+        }
+        give_credit(self.batch.len(), effects);
+        self.batch.sort_by_key(|queued| queued.step.shape.rows > SHORT_ROWS);
+        let WorkerConfig { dtype, .. } = self.config;
+        let steps = self.batch.iter().map(|Queued { step, payload, .. }| {
+            let numbers = tensor::decode(dtype, step.shape, payload);
+            let hidden = numbers.expect("a step was only accepted with as many bytes as its shape says");
+            let Step { of, position, want, .. } = *step;
+            StageStep { session: of.session, position, input: Input::Hidden(hidden), want }
+        });
+        effects.push(Effect::Stage(Call::Forward(steps.collect())));
+    }
+
+    /// Gives up the sessions whose steps nobody waits for any more.
+    fn give_up_late(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let is_late = |queued: &&Queued| {
+            now.since(queued.arrived) >= Duration::from_millis(u64::from(queued.step.deadline_ms))
+        };
+        let late: Vec<Of> = self.queue.iter().filter(is_late).map(|queued| queued.step.of).collect();
+        for of in late {
+            if self.ledger.cancel(of, now).is_ok() {
+                self.drop_steps(of.session, effects);
+                refuse(Some(of), Code::DeadlineExceeded, effects);
+            }
+        }
+    }
+
+    fn computed(
+        &mut self,
+        outcome: Result<Vec<StageOutput>, Code>,
+        took: Duration,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
+        let batch = std::mem::take(&mut self.batch);
+        let outputs = match outcome {
+            Ok(outputs) if outputs.len() == batch.len() => outputs,
+            Ok(_) => return self.failed(batch, Code::Internal, now, effects),
+            Err(code) => return self.failed(batch, code, now, effects),
+        };
+        let compute_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        if batch.iter().all(|queued| queued.step.shape.rows == 1) {
+            self.step_us = compute_us;
+        }
+        for (queued, output) in batch.into_iter().zip(outputs) {
+            let Queued { step, arrived, is_replay, .. } = queued;
+            if !self.ledger.wants(&step) {
+                continue; // Its session went another way meanwhile.
+            }
+            self.ledger.complete(&step, now);
+            if !is_replay {
+                let waited = now.since(arrived);
+                let queue = waited.saturating_sub(took);
+                let spent = Spent {
+                    compute_us: step.spent.compute_us.saturating_add(compute_us),
+                    queue_us: step
+                        .spent
+                        .queue_us
+                        .saturating_add(u32::try_from(queue.as_micros()).unwrap_or(u32::MAX)),
+                };
+                let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
+                let step = Step { deadline_ms: step.deadline_ms.saturating_sub(waited_ms), spent, ..step };
+                self.put_out(step, output, effects);
+            }
+        }
+        self.flush(effects);
+    }
+
+    /// Sends on what came out of a step.
+    fn put_out(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
+        let Step { of, position, shape, spent, .. } = step;
+        let result = |token, logprob, logits| {
+            let position = position + shape.rows;
+            Head::Result(StepResult { of, position, token, logprob, logits, spent })
+        };
+        let frame = match output {
+            StageOutput::Hidden(numbers) if !self.config.is_last => {
+                let payload = tensor::encode(self.config.dtype, &numbers).freeze();
+                self.outbox.push_back(Frame { head: Head::ForwardPass(step), payload });
+                return;
+            }
+            StageOutput::Token { token, logprob } => result(Some(token), logprob, None).into(),
+            StageOutput::Nothing => result(None, None, None).into(),
+            StageOutput::Logits(numbers) => {
+                let cols = numbers.len() / shape.rows as usize;
+                let cols = u32::try_from(cols).unwrap_or(u32::MAX);
+                let head = result(None, None, Some(Shape { rows: shape.rows, cols }));
+                Frame { head, payload: tensor::encode(Dtype::F32, &numbers).freeze() }
+            }
+            StageOutput::Hidden(_) => return refuse(Some(of), Code::Internal, effects),
+        };
+        effects.push(Effect::Send { to: Side::Results, frame });
+    }
+
+    /// A pass failed: its sessions stay where they were, and the head is told.
+    fn failed(&mut self, batch: Vec<Queued>, code: Code, now: Timestamp, effects: &mut Vec<Effect>) {
+        for Queued { step, .. } in batch {
+            if self.ledger.wants(&step) && self.ledger.cancel(step.of, now).is_ok() {
+                self.drop_steps(step.of.session, effects);
+                refuse(Some(step.of), code, effects);
+            }
+        }
+    }
+
+    /// Sends from the outbox what there is credit for.
+    fn flush(&mut self, effects: &mut Vec<Effect>) {
+        while self.credit > 0
+            && let Some(frame) = self.outbox.pop_front()
+        {
+            self.credit -= 1;
+            effects.push(Effect::Send { to: Side::Down, frame });
+        }
+    }
+
+    fn pass_down(&self, frame: Frame, effects: &mut Vec<Effect>) {
+        if !self.config.is_last {
+            effects.push(Effect::Send { to: Side::Down, frame });
+        }
+    }
+
+    fn tick(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        for session in self.ledger.expire(now) {
+            effects.push(Effect::Stage(Call::Close(session)));
+        }
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let heartbeat = Heartbeat {
+            sessions: count(self.ledger.len()),
+            queued: count(self.queue.len()),
+            kv_free: self.ledger.free(),
+            step_us: self.step_us,
+        };
+        let other = if self.config.is_last { Side::Results } else { Side::Down };
+        for to in [Side::Up, other] {
+            effects.push(Effect::Send { to, frame: Head::Heartbeat(heartbeat).into() });
+        }
+    }
+}
+
+/// Tells the shard before that steps were taken up.
+fn give_credit(steps: usize, effects: &mut Vec<Effect>) {
+    if let Some(steps) = u32::try_from(steps).ok().filter(|steps| *steps > 0) {
+        effects.push(Effect::Send { to: Side::Up, frame: Head::Credit { steps }.into() });
+    }
+}
+
+/// Tells the shard before, and through it the head, that something is not done.
+fn refuse(of: Option<Of>, code: Code, effects: &mut Vec<Effect>) {
+    let refusal = Refusal { of, code, retry_after_ms: None };
+    effects.push(Effect::Send { to: Side::Up, frame: Head::Error(refusal).into() });
+}
+
+/// Tokens of a step that is a guess or an answer, and no piece of a prompt.
+const SHORT_ROWS: u32 = 16;
+/// Tokens of a batch, unless a single step has more.
+const BATCH_TOKENS_MAX: u32 = 1024;
+/// Steps that may wait here or at the shard behind, whatever credit was given: each holds its activations.
+const CREDIT_MAX: u32 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use ram_core::id::Epoch;
+    use ram_core::job::Sampling;
+    use ram_proto::frame::{PrefixHash, Want};
+
+    use super::*;
+
+    fn of(session: u128) -> Of {
+        Of { session: JobId::from_bits(session), epoch: Epoch::new(1) }
+    }
+
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    fn arrived(head: Head, payload: &[u8]) -> Event {
+        Event::Arrived { from: Side::Up, frame: Frame { head, payload: Bytes::copy_from_slice(payload) } }
+    }
+
+    /// A step of so many tokens that begins its session, in an event.
+    fn first(session: u128, rows: u32) -> Event {
+        let step = Step {
+            of: of(session),
+            position: 0,
+            shape: Shape { rows, cols: 1 },
+            dtype: Dtype::Bf16,
+            prefix: PrefixHash::EMPTY,
+            after: PrefixHash::EMPTY.with(&[1]),
+            want: Want::Token,
+            deadline_ms: 1000,
+            spent: Spent::default(),
+        };
+        arrived(Head::ForwardPass(step), &vec![0; 2 * rows as usize])
+    }
+
+    /// A shard with some sessions.
+    fn worker(is_last: bool, sessions: u128) -> Worker {
+        let room = TokenCount::new(10_000);
+        let config =
+            WorkerConfig { room, width: 1, dtype: Dtype::Bf16, is_last, idle: Duration::from_secs(60) };
+        let mut worker = Worker::new(config);
+        for session in 1..=sessions {
+            let (positions, picks) = (TokenCount::new(1000), TokenCount::ZERO);
+            let init = KvCacheInit { of: of(session), positions, sampling: Sampling::default(), picks };
+            worker.handle(arrived(Head::KvCacheInit(init), &[]), at(0), &mut Vec::new());
+        }
+        worker
+    }
+
+    /// What is done when something happens.
+    fn handle(worker: &mut Worker, event: Event, now: Timestamp) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        worker.handle(event, now, &mut effects);
+        effects
+    }
+
+    /// The sessions and sizes of the batches that are begun.
+    fn begun(effects: &[Effect]) -> Vec<Vec<(u128, usize)>> {
+        let size = |step: &StageStep| match &step.input {
+            Input::Hidden(numbers) => (step.session.bits(), numbers.len()),
+            Input::Tokens(_) => panic!("the head alone has tokens"),
+        };
+        let batch = |effect: &Effect| match effect {
+            Effect::Stage(Call::Forward(steps)) => Some(steps.iter().map(size).collect()),
+            _ => None,
+        };
+        effects.iter().filter_map(batch).collect()
+    }
+
+    fn computed(count: usize) -> Event {
+        let output = |_| StageOutput::Hidden(vec![0.0]);
+        Event::Computed { outcome: Ok((0..count).map(output).collect()), took: Duration::from_millis(2) }
+    }
+
+    fn refusals(effects: &[Effect]) -> Vec<Code> {
+        let code = |effect: &Effect| match effect {
+            Effect::Send { to: Side::Up, frame: Frame { head: Head::Error(refusal), .. } } => {
+                Some(refusal.code)
+            }
+            _ => None,
+        };
+        effects.iter().filter_map(code).collect()
+    }
+
+    #[test]
+    fn a_batch_is_what_is_ready_with_answers_first_and_one_piece_of_a_prompt() {
+        let mut worker = worker(false, 6);
+        worker.credit = 9;
+        assert_eq!(begun(&handle(&mut worker, first(1, 500), at(0))), [[(1, 500)]]);
+        for (session, rows) in [(2, 700), (3, 1), (4, 600), (5, 16), (6, 400)] {
+            assert!(begun(&handle(&mut worker, first(session, rows), at(0))).is_empty(), "the stage is busy");
+        }
+        assert_eq!(begun(&handle(&mut worker, computed(1), at(2))), [[(3, 1), (5, 16), (2, 700)]]);
+        assert_eq!(begun(&handle(&mut worker, computed(3), at(4))), [[(4, 600)]]);
+        assert_eq!(begun(&handle(&mut worker, computed(1), at(6))), [[(6, 400)]]);
+    }
+
+    #[test]
+    fn nothing_is_computed_that_the_shard_behind_would_not_take() {
+        let mut worker = worker(false, 3);
+        handle(&mut worker, first(1, 1), at(0));
+        handle(&mut worker, first(2, 1), at(0));
+        assert_eq!(
+            handle(&mut worker, computed(1), at(2)),
+            [],
+            "no credit, so nothing is sent and nothing begun"
+        );
+        let effects = handle(&mut worker, credit(1), at(9));
+        assert!(matches!(effects[0], Effect::Send { to: Side::Down, .. }));
+        assert_eq!(begun(&effects), [[(2, 1)]]);
+    }
+
+    fn credit(steps: u32) -> Event {
+        Event::Arrived { from: Side::Down, frame: Head::Credit { steps }.into() }
+    }
+
+    #[test]
+    fn a_step_that_nobody_waits_for_is_not_computed() {
+        let mut worker = worker(false, 2);
+        worker.credit = 9;
+        handle(&mut worker, first(1, 1), at(0));
+        handle(&mut worker, first(2, 1), at(0));
+        let effects = handle(&mut worker, computed(1), at(1000));
+        assert_eq!((begun(&effects).len(), refusals(&effects)), (0, vec![Code::DeadlineExceeded]));
+        assert!(worker.queue.is_empty());
+    }
+
+    #[test]
+    fn what_waits_of_a_session_goes_when_nobody_wants_it() {
+        let trim = Trim { of: of(2), position: 0, prefix: PrefixHash::EMPTY };
+        for head in [Head::Cancel(of(2)), Head::Close(of(2)), Head::Trim(trim)] {
+            let mut worker = worker(false, 2);
+            handle(&mut worker, first(1, 1), at(0));
+            handle(&mut worker, first(2, 1), at(0));
+            assert_eq!(worker.queue.len(), 1);
+            let effects = handle(&mut worker, arrived(head.clone(), &[]), at(1));
+            assert!(worker.queue.is_empty(), "{head:?}");
+            let credit = Effect::Send { to: Side::Up, frame: Head::Credit { steps: 1 }.into() };
+            let passed = Effect::Send { to: Side::Down, frame: head.into() };
+            assert!(effects.contains(&credit) && effects.contains(&passed));
+        }
+    }
+
+    #[test]
+    fn a_pass_that_fails_is_told_of_and_leaves_its_sessions_where_they_were() {
+        let mut worker = worker(false, 2);
+        worker.credit = 9;
+        handle(&mut worker, first(1, 4), at(0));
+        let failed = |code| Event::Computed { outcome: Err(code), took: Duration::ZERO };
+        assert_eq!(refusals(&handle(&mut worker, failed(Code::Internal), at(1))), [Code::Internal]);
+        assert_eq!(begun(&handle(&mut worker, first(1, 4), at(2))), [[(1, 4)]], "it may be tried again");
+        let effects = handle(&mut worker, computed(2), at(3));
+        assert_eq!(refusals(&effects), [Code::Internal], "two answers for one step");
+    }
+
+    #[test]
+    fn a_session_of_which_nothing_is_heard_ends_and_says_so_to_nobody() {
+        let mut worker = worker(true, 1);
+        assert!(
+            handle(&mut worker, Event::Tick, at(59_999))
+                .iter()
+                .all(|effect| !matches!(effect, Effect::Stage(_)))
+        );
+        let effects = handle(&mut worker, Event::Tick, at(60_000));
+        assert_eq!(effects[0], Effect::Stage(Call::Close(JobId::from_bits(1))));
+        assert!(matches!(
+            effects[1..],
+            [Effect::Send { to: Side::Up, .. }, Effect::Send { to: Side::Results, .. }]
+        ));
+    }
+
+    #[test]
+    fn who_says_what_is_not_his_to_say_is_hung_up_on() {
+        let mut worker = worker(false, 1);
+        let check = |worker: &mut Worker, from, head: Head| {
+            let event = Event::Arrived { from, frame: head.into() };
+            assert_eq!(handle(worker, event, at(0)), [Effect::HangUp(from)]);
+        };
+        check(&mut worker, Side::Up, Head::Credit { steps: 1 });
+        check(&mut worker, Side::Down, Head::Close(of(1)));
+        check(&mut worker, Side::Results, Head::Close(of(1)));
+    }
+}
