@@ -6,6 +6,7 @@ use super::cache::LayerCache;
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::rope::Turns;
+use super::route::Sorter;
 use crate::config::ModelConfig;
 use crate::error::InferError;
 use crate::nn::attention::Recipe;
@@ -30,6 +31,8 @@ pub(crate) struct Pass {
     pub(crate) turns: Turns,
     /// Zero where a token sees and minus infinity where not, (T, S); `None` when every token sees all.
     pub(crate) mask: Option<Tensor>,
+    /// What sorts the choices of experts; `None` without experts, or when there are few.
+    pub(crate) sorter: Option<Sorter>,
     /// The position of the first token.
     pub(crate) position: usize,
 }
