@@ -90,8 +90,8 @@ pub enum InferError {
     },
     /// A model of another family.
     #[error(
-        "models of the type `{model_type}` are not supported: llama, mistral, qwen2 and qwen3 are, and on the processor \
-         qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe and deepseek_v3"
+        "models of the type `{model_type}` are not supported: llama, mistral, qwen2, qwen3 and qwen3_moe are, and on \
+         the processor qwen3_next, qwen3_5, qwen3_5_moe and deepseek_v3"
     )]
     UnsupportedArchitecture {
         /// The `model_type` of config.json.

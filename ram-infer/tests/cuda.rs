@@ -22,7 +22,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use self::source::{FEW_TOKENS_MAX, Float, Packing};
+use self::source::{FEW_TOKENS_MAX, Float, Launch, Order, Packing, Set};
 
 /// CUDA's compilers.
 struct Toolkit {
@@ -101,21 +101,29 @@ fn formats(all_types: bool) -> Vec<(Packing, Float)> {
 fn every_format_compiles_and_keeps_its_arrays_in_registers() {
     let Some(toolkit) = Toolkit::find() else { return };
     for (packing, inputs) in formats(std::env::var_os("RAM_TEST_CUDA_ALL").is_some()) {
-        let label = packing.label(inputs);
-        let ptx =
-            toolkit.ptx(&cuda::source(packing, inputs)).unwrap_or_else(|said| panic!("{label}: {said}"));
-        let said = toolkit.assembled(&ptx);
         let products = [1, 2, 4, FEW_TOKENS_MAX].map(|tokens| cuda::product(packing, inputs, 64, tokens));
-        let launches = products.into_iter().chain([cuda::take_rows(packing, inputs, 1024, 1)]);
-        let kernels: Vec<String> = launches.map(|launch| launch.kernel).collect();
-        for kernel in &kernels {
-            assert!(said.contains(&format!("'{kernel}'")), "{kernel} is not there: {said}");
+        let rows = cuda::take_rows(packing, inputs, 1024, 1);
+        let matrix = products.into_iter().chain([rows]).collect();
+        let stack = [Order::Any, Order::Runs].map(|order| cuda::gather(packing, inputs, 64, 1, order)).into();
+        for (set, launches) in [(Set::Matrix, matrix), (Set::Stack, stack)] {
+            compiles(&toolkit, packing, inputs, set, launches);
         }
-        let spilled: Vec<usize> = said.lines().filter_map(spilled).collect();
-        assert_eq!(spilled.len(), kernels.len(), "{said}");
-        let bound = if usual(packing, inputs) { 0 } else { SPILLED_BYTES_MAX };
-        assert!(spilled.iter().all(|&bytes| bytes <= bound), "{label}: {said}");
     }
+}
+
+/// Compiles a set of kernels, which must be those of these launches.
+fn compiles(toolkit: &Toolkit, packing: Packing, inputs: Float, set: Set, launches: Vec<Launch>) {
+    let label = packing.label(inputs);
+    let ptx = toolkit.ptx(&cuda::source(packing, inputs, set));
+    let said = toolkit.assembled(&ptx.unwrap_or_else(|said| panic!("{label}: {said}")));
+    let kernels: Vec<String> = launches.into_iter().map(|launch| launch.kernel).collect();
+    for kernel in &kernels {
+        assert!(said.contains(&format!("'{kernel}'")), "{kernel} is not there: {said}");
+    }
+    let spilled: Vec<usize> = said.lines().filter_map(spilled).collect();
+    assert_eq!(spilled.len(), kernels.len(), "{said}");
+    let bound = if usual(packing, inputs) { 0 } else { SPILLED_BYTES_MAX };
+    assert!(spilled.iter().all(|&bytes| bytes <= bound), "{label}: {said}");
 }
 
 /// Bytes that a kernel writes to memory for want of registers, where a line tells of them.
@@ -134,7 +142,7 @@ fn usual(packing: Packing, inputs: Float) -> bool {
 fn what_is_not_cuda_is_refused() {
     let Some(toolkit) = Toolkit::find() else { return };
     let (right, wrong) = ("simd_sum(sums[t][r])", "simd_total(sums[t][r])");
-    let source = cuda::source(USUAL, Float::Bf16);
+    let source = cuda::source(USUAL, Float::Bf16, Set::Matrix);
     assert!(source.contains(right));
     assert!(toolkit.ptx(&source.replacen(right, wrong, 1)).unwrap_err().contains("simd_total"));
 }

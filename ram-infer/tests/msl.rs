@@ -35,15 +35,15 @@ use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use self::harness::{Harness, Watch};
 use self::mistakes::{MISTAKES, Mistake};
 use self::reference::{Matrix, Numbers, Values};
-use self::source::{Float, KERNELS, Launch, Packing, Shape};
+use self::source::{Float, KERNELS, Launch, Order, Packing, Set, Shape};
 
 /// What is computed of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     /// Products, by whichever kernel the engine takes.
     Product,
-    /// Products with the matrix that each output names, one by one or tile by tile.
-    Gather { tiled: bool, sorted: bool },
+    /// Products with the matrix that each output names, one by one or many at a time.
+    Gather { order: Order, sorted: bool },
     /// Rows, unpacked.
     Rows,
 }
@@ -96,16 +96,11 @@ fn few_formats() -> Vec<(Packing, Float)> {
 
 /// Sources that make all kernels of these formats, in two files to compile at a time.
 fn sources(formats: &[(Packing, Float)]) -> Vec<String> {
-    let gather = |(packing, inputs): &(Packing, Float)| {
-        let label = packing.label(*inputs);
-        let float = packing.exports(*inputs).rsplit_once(", ").unwrap().1.to_owned();
-        format!("EXPORT_GATHER(\"{label}\", {label}, {float}")
-    };
     let file = |formats: &[(Packing, Float)]| {
-        let (first, rest) = formats.split_first().unwrap();
-        let rest = rest.iter().map(|(packing, inputs)| packing.exports(*inputs));
-        let exports: String = rest.chain(formats.iter().map(gather)).collect();
-        format!("{}{exports}", first.0.source(first.1))
+        let exports = |set| formats.iter().map(move |(packing, inputs)| packing.exports(*inputs, set));
+        let (first, stacks) = (formats[0], exports(Set::Stack));
+        let exports: String = exports(Set::Matrix).skip(1).chain(stacks).collect();
+        format!("{}{exports}", first.0.source(first.1, Set::Matrix))
     };
     formats.chunks(formats.len().div_ceil(2)).map(file).collect()
 }
@@ -118,8 +113,10 @@ fn cuda_sources(formats: &[(Packing, Float)]) -> Vec<String> {
     let (_, after) = own_half.split_once("\n};\n").unwrap();
     let entries = |(packing, inputs): &(Packing, Float)| {
         let label = packing.label(*inputs);
-        let products = ["qmv1", "qmv2", "qmv4", "qmv8"].map(|name| format!("ENTRY({name}_{label}, 3)\n"));
-        format!("{}{}ENTRY(take_rows_{label}, 6)\n", packing.exports(*inputs), products.concat())
+        let products = ["qmv1", "qmv2", "qmv4", "qmv8", "gather_qmv", "gather_qmv4"];
+        let products = products.map(|name| format!("ENTRY({name}_{label}, 3)\n")).concat();
+        let exports = [Set::Matrix, Set::Stack].map(|set| packing.exports(*inputs, set)).concat();
+        format!("{exports}{products}ENTRY(take_rows_{label}, 6)\n")
     };
     let file = |formats: &[(Packing, Float)]| {
         let entries: String = formats.iter().map(entries).collect();
@@ -130,8 +127,11 @@ fn cuda_sources(formats: &[(Packing, Float)]) -> Vec<String> {
 
 /// Those that the engine launches on NVIDIA's GPUs.
 fn cuda_case(formats: Vec<(Packing, Float)>) -> impl Strategy<Value = Case> {
-    case(formats, prop_oneof![Just(Work::Product), Just(Work::Rows)])
-        .prop_map(|case| Case { language: Language::Cuda, ..case })
+    case(formats, any_work()).prop_map(|case| {
+        // Four at a time, an output has an input of its own.
+        let share = if let Work::Gather { order: Order::Runs, .. } = case.work { 1 } else { case.share };
+        Case { language: Language::Cuda, share, ..case }
+    })
 }
 
 fn case(formats: Vec<(Packing, Float)>, work: impl Strategy<Value = Work>) -> impl Strategy<Value = Case> {
@@ -158,15 +158,10 @@ impl Case {
             Work::Rows if self.language == Language::Cuda => cuda::take_rows(packing, inputs, cols, tokens),
             Work::Product => packing.product(inputs, rows, tokens),
             Work::Rows => packing.take_rows(inputs, cols, tokens),
-            Work::Gather { tiled: true, .. } => {
-                let launch = packing.product(inputs, rows, tokens.max(9));
-                Launch { kernel: format!("gather_{}", launch.kernel), ..launch }
+            Work::Gather { order, .. } if self.language == Language::Cuda => {
+                cuda::gather(packing, inputs, rows, tokens, order)
             }
-            Work::Gather { tiled: false, .. } => {
-                let Launch { groups: [x, _], threads, .. } = packing.product(inputs, rows, 1);
-                let kernel = format!("gather_qmv_{}", packing.label(inputs));
-                Launch { kernel, groups: [x, tokens], threads }
-            }
+            Work::Gather { order, .. } => packing.gather(inputs, rows, tokens, order),
         }
     }
 
@@ -246,7 +241,8 @@ fn any_work() -> impl Strategy<Value = Work> {
 }
 
 fn gathers() -> impl Strategy<Value = Work> {
-    any::<(bool, bool)>().prop_map(|(tiled, sorted)| Work::Gather { tiled, sorted })
+    let order = prop_oneof![Just(Order::Any), Just(Order::Runs)];
+    (order, any::<bool>()).prop_map(|(order, sorted)| Work::Gather { order, sorted })
 }
 
 /// Checks `count` cases, one after the other in the same program.
@@ -343,7 +339,8 @@ fn every_planted_mistake_is_found() {
 
 #[test]
 fn on_cuda_every_planted_mistake_is_found() {
-    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned.
+    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned; outputs between two
+    // runs of equal experts that are left out; a run that goes on past its end.
     let mistakes = [
         ("distance = 16", "distance = 8"),
         ("whole + 0x7fffu + (whole >> 16 & 1u)", "whole"),
@@ -351,6 +348,8 @@ fn on_cuda_every_planted_mistake_is_found() {
             "blockIdx.y * blockDim.x + threadIdx.x, blockIdx.x}",
             "blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y}",
         ),
+        ("begin < last; begin = end)", "begin < last; begin = end + 1u)"),
+        ("ids[end] == ids[begin]", "ids[end] >= ids[begin]"),
     ];
     let formats = &few_formats()[..1];
     for (right, wrong) in mistakes {
@@ -372,7 +371,7 @@ fn on_cuda_every_planted_mistake_is_found() {
 #[test]
 fn a_pointer_into_another_memory_is_found() {
     let (right, wrong) = ("threadgroup T* inputs = weights", "device const T* inputs = weights");
-    let source = USUAL.source(Float::Bf16);
+    let source = USUAL.source(Float::Bf16, Set::Matrix) + &USUAL.exports(Float::Bf16, Set::Stack);
     assert!(source.contains(right));
     if let Some(checked) = harness::check_address_spaces(&source.replacen(right, wrong, 1)) {
         assert!(checked.unwrap_err().contains("cannot initialize a variable"));

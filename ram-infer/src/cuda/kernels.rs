@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::CudaFunction;
 use candle_core::cuda_backend::cudarc::nvrtc::{self, CompileOptions};
 
 use super::source;
-use crate::packed::source::{Float, Launch, Packing};
+use crate::packed::source::{Float, Launch, Packing, Set};
 
 /// All kernels that were asked for.
 pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::default);
@@ -18,24 +18,29 @@ pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::default);
 #[derive(Default)]
 pub(super) struct Kernels {
     /// In PTX, which the driver makes into the code of its GPU.
-    compiled: Mutex<HashMap<(Packing, Float), Arc<str>>>,
+    compiled: Mutex<HashMap<(Packing, Float, Set), Arc<str>>>,
 }
 
 impl Kernels {
-    /// The kernels of a packing for inputs of a type, compiled unless they were.
+    /// A set of a packing's kernels for inputs of a type, compiled unless they were.
     ///
     /// # Errors
     /// That NVRTC refuses the source.
-    pub(super) fn compiled(&self, packing: Packing, inputs: Float) -> candle_core::Result<Arc<str>> {
+    pub(super) fn compiled(
+        &self,
+        packing: Packing,
+        inputs: Float,
+        set: Set,
+    ) -> candle_core::Result<Arc<str>> {
         let mut compiled = self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(ptx) = compiled.get(&(packing, inputs)) {
+        if let Some(ptx) = compiled.get(&(packing, inputs, set)) {
             return Ok(Arc::clone(ptx));
         }
         let options = source::OPTIONS.map(str::to_owned).into();
         let options = CompileOptions { options, ..CompileOptions::default() };
-        let ptx = nvrtc::compile_ptx_with_opts(source::source(packing, inputs), options);
+        let ptx = nvrtc::compile_ptx_with_opts(source::source(packing, inputs, set), options);
         let ptx: Arc<str> = ptx.w()?.to_src().into();
-        compiled.insert((packing, inputs), Arc::clone(&ptx));
+        compiled.insert((packing, inputs, set), Arc::clone(&ptx));
         Ok(ptx)
     }
 
@@ -48,10 +53,12 @@ impl Kernels {
         device: &CudaDevice,
         packing: Packing,
         inputs: Float,
+        set: Set,
         launch: &Launch,
     ) -> candle_core::Result<CudaFunction> {
-        let ptx = self.compiled(packing, inputs)?;
-        let function = device.get_or_load_custom_func(&launch.kernel, &packing.label(inputs), &ptx)?;
+        let ptx = self.compiled(packing, inputs, set)?;
+        let module = format!("{set:?} {}", packing.label(inputs));
+        let function = device.get_or_load_custom_func(&launch.kernel, &module, &ptx)?;
         Ok(function.into_cuda_function())
     }
 }

@@ -73,6 +73,10 @@ inline float simd_sum(float value) {
   EXPORT_PRODUCTS(qmv4_##F, F, T, 4) \
   EXPORT_PRODUCTS(qmv8_##F, F, T, 8) \
   EXPORT_ROWS(take_rows_##F, F, T)
+// Those of matrices that lie behind each other.
+#define EXPORT_GATHER(label, F, T)                       \
+  EXPORT_GATHERED(gather_qmv_##F, F, T, gather_qmv<F, T>) \
+  EXPORT_GATHERED(gather_qmv4_##F, F, T, gather_qmv_runs<F, T, 4>)
 // Matrix, input, output, sizes: in Rust `PackedMatrix::queue`.
 #define EXPORT_PRODUCTS(name, F, T, TOKENS)                                                                         \
   extern "C" __global__ void __launch_bounds__(QMV_SIMDGROUPS * LANES)                                              \
@@ -80,6 +84,15 @@ inline float simd_sum(float value) {
            const F::Stored* __restrict__ biases, const T* __restrict__ x, T* __restrict__ y, const Shape shape) {   \
     const uint2 at = {blockIdx.x, blockIdx.y};                                                                      \
     qmv<F, T, TOKENS>(words, scales, biases, x, y, shape, at, threadIdx.x % LANES, threadIdx.x / LANES);            \
+  }
+// Outputs lie along x, and rows along y: neighbours read the same weights.
+#define EXPORT_GATHERED(name, F, T, ...)                                                                          \
+  extern "C" __global__ void __launch_bounds__(QMV_SIMDGROUPS * LANES)                                            \
+      name(const uint* __restrict__ words, const F::Stored* __restrict__ scales,                                  \
+           const F::Stored* __restrict__ biases, const T* __restrict__ x, T* __restrict__ y, const Shape shape,   \
+           const uint* __restrict__ ids) {                                                                        \
+    const uint2 at = {blockIdx.y, blockIdx.x};                                                                    \
+    __VA_ARGS__(words, scales, biases, x, y, shape, ids, at, threadIdx.x % LANES, threadIdx.x / LANES);           \
   }
 // Rows lie along x, and columns along y: a grid may be 2^31 wide, and no more than 65535 high.
 #define EXPORT_ROWS(name, F, T)                                                                                        \

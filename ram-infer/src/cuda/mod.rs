@@ -5,6 +5,7 @@
 //! | `metal_stdlib.cuh` | Metal's words in CUDA's language, and the kernels' entry points |
 //! | [`source`] | their text for CUDA's compiler, and how they are launched |
 //! | [`kernels`] | compiling them, once |
+//! | [`stack`] | matrices of experts, of which each output takes one |
 //!
 //! The kernels are those of [`crate::packed`]. They are compiled by NVRTC, CUDA's runtime compiler, when a model is
 //! loaded; `tests/cuda.rs` compiles them all. This room's Rust is type-checked. None of it has been run on a GPU.
@@ -13,6 +14,7 @@
 
 mod kernels;
 mod source;
+mod stack;
 
 use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -22,9 +24,10 @@ use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use self::kernels::KERNELS;
+pub(crate) use self::stack::PackedStack;
 use crate::device::Device;
 use crate::error::InferError;
-use crate::packed::source::{FEW_TOKENS_MAX, Launch, Packing, Shape as Sizes};
+use crate::packed::source::{FEW_TOKENS_MAX, Launch, Packing, Set, Shape as Sizes};
 use crate::packed::{Parts, float, narrow};
 use crate::scope::Scope;
 use crate::weights::Stored;
@@ -34,6 +37,7 @@ pub(crate) struct PackedMatrix {
     rows: usize,
     cols: usize,
     packing: Packing,
+    set: Set,
     device: CudaDevice,
     words: CudaSlice<u8>,
     scales: CudaSlice<u8>,
@@ -51,19 +55,37 @@ impl PackedMatrix {
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`]; [`InferError::Device`] without memory, or when the
     /// kernels do not compile.
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Option<Self>, InferError> {
-        let candle_core::Device::Cuda(device) = at.opened() else { return Ok(None) };
-        let Some(parts) = Parts::find(at, rows, cols)? else { return Ok(None) };
-        Self::upload(device, &parts, rows, cols).map(Some).map_err(InferError::device)
+        Self::load_for(Set::Matrix, at, &[], rows, cols)
     }
 
-    fn upload(device: &CudaDevice, parts: &Parts<'_>, rows: usize, cols: usize) -> candle_core::Result<Self> {
+    /// Loads what kernels of a set read: a matrix, or matrices that are stacked as `stack` says.
+    fn load_for(
+        set: Set,
+        at: &Scope<'_>,
+        stack: &[usize],
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Self>, InferError> {
+        let candle_core::Device::Cuda(device) = at.opened() else { return Ok(None) };
+        let Some(parts) = Parts::find(at, stack, rows, cols)? else { return Ok(None) };
+        Self::upload(device, set, &parts, rows, cols).map(Some).map_err(InferError::device)
+    }
+
+    fn upload(
+        device: &CudaDevice,
+        set: Set,
+        parts: &Parts<'_>,
+        rows: usize,
+        cols: usize,
+    ) -> candle_core::Result<Self> {
         let packing = parts.packing;
-        KERNELS.compiled(packing, float(Device::Cuda.activations())?)?;
+        KERNELS.compiled(packing, float(Device::Cuda.activations())?, set)?;
         let upload = |stored: &Stored| device.clone_htod(&stored.bytes[..]);
         let matrix = Self {
             rows,
             cols,
             packing,
+            set,
             device: device.clone(),
             words: upload(parts.words)?,
             scales: upload(parts.scales)?,
@@ -106,23 +128,24 @@ impl PackedMatrix {
         Tensor::new(numbers, self.numbers.device())?.apply_op1_no_bwd(&Rows(self))
     }
 
-    /// Queues a launch behind what candle has queued: it reads the matrix and `from`, and writes all of `to`.
+    /// The sizes of a launch for `tokens` outputs.
+    fn sizes(&self, tokens: usize) -> candle_core::Result<Sizes> {
+        let (rows, cols, tokens) = (narrow(self.rows)?, narrow(self.cols)?, narrow(tokens)?);
+        Ok(Sizes { rows, cols, tokens, experts: 1, share: 1 })
+    }
+
+    /// Queues a launch behind what candle has queued: it reads the matrix, `from`, and `numbers` where its kernel takes
+    /// them, and writes all of `to`.
     fn queue<From, To>(
         &self,
         launch: &Launch,
-        tokens: usize,
+        sizes: &Sizes,
         from: &CudaView<'_, From>,
+        numbers: Option<&CudaView<'_, u32>>,
         to: &mut CudaSlice<To>,
     ) -> candle_core::Result<()> {
-        let sizes = Sizes {
-            rows: narrow(self.rows)?,
-            cols: narrow(self.cols)?,
-            tokens: narrow(tokens)?,
-            experts: 1,
-            share: 1,
-        };
         let inputs = float(Device::Cuda.activations())?;
-        let function = KERNELS.function(&self.device, self.packing, inputs, launch)?;
+        let function = KERNELS.function(&self.device, self.packing, inputs, self.set, launch)?;
         let [width, height] = launch.groups;
         let config = LaunchConfig {
             grid_dim: (narrow(width)?, narrow(height)?, 1),
@@ -132,12 +155,16 @@ impl PackedMatrix {
         let biases = self.biases.as_ref().unwrap_or(&self.scales);
         let stream = self.device.cuda_stream();
         let mut queued = stream.launch_builder(&function);
-        queued.arg(&self.words).arg(&self.scales).arg(biases).arg(from).arg(to).arg(&sizes);
+        queued.arg(&self.words).arg(&self.scales).arg(biases).arg(from).arg(to).arg(sizes);
+        if let Some(numbers) = numbers {
+            queued.arg(numbers);
+        }
         #[expect(unsafe_code, reason = "what a kernel is handed is not checked against what it takes")]
-        // SAFETY: both kinds of kernel take these six, of these types (`EXPORT_PRODUCTS`, `EXPORT_ROWS`). They read the
-        // matrix within R and C, which `Parts::find` checked against its tensors; `from` and `to` within T, which the
-        // callers check or allocate; rows by numbers, of which one past the last counts as the last. Biases are not
-        // read in formats that have none.
+        // SAFETY: kernels take these six, of these types (`EXPORT_PRODUCTS`, `EXPORT_ROWS`), and those of a stack
+        // numbers behind them (`EXPORT_GATHERED`). They read the matrix within R and C, and those of a stack within X,
+        // which `Parts::find` checked against its tensors; `from`, `numbers` and `to` within T, which the callers check
+        // or allocate; rows and matrices by numbers, of which one past the last counts as the last. Biases are not read
+        // in formats that have none.
         unsafe { queued.launch(config) }.w()?;
         Ok(())
     }
@@ -173,7 +200,7 @@ impl CustomOp1 for Products<'_> {
         #[expect(unsafe_code, reason = "candle hands out memory that nothing was written to")]
         // SAFETY: the kernel writes each of the numbers before anything that is queued later reads them.
         let mut products = unsafe { matrix.device.alloc(tokens * matrix.rows) }?;
-        matrix.queue(&launch, tokens, &inputs, &mut products)?;
+        matrix.queue(&launch, &matrix.sizes(tokens)?, &inputs, None, &mut products)?;
         let products = CudaStorage { slice: CudaStorageSlice::BF16(products), device: matrix.device.clone() };
         Ok((products, (tokens, matrix.rows).into()))
     }
@@ -205,7 +232,7 @@ impl CustomOp1 for Rows<'_> {
         #[expect(unsafe_code, reason = "candle hands out memory that nothing was written to")]
         // SAFETY: the kernel writes each of the numbers before anything that is queued later reads them.
         let mut rows = unsafe { matrix.device.alloc(tokens * matrix.cols) }?;
-        matrix.queue(&launch, tokens, &numbers, &mut rows)?;
+        matrix.queue(&launch, &matrix.sizes(tokens)?, &numbers, None, &mut rows)?;
         let rows = CudaStorage { slice: CudaStorageSlice::BF16(rows), device: matrix.device.clone() };
         Ok((rows, (tokens, matrix.cols).into()))
     }

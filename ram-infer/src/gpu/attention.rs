@@ -9,6 +9,7 @@ use super::cache::LayerCache;
 use super::linear::Linear;
 use super::norm::RmsNorm;
 use super::rope::Turns;
+use super::route::Sorter;
 use crate::config::ModelConfig;
 use crate::error::InferError;
 use crate::nn::attention::Recipe;
@@ -33,6 +34,8 @@ pub(crate) struct Pass {
     pub(crate) turns: Turns,
     /// What its tokens see.
     pub(crate) sees: Sees,
+    /// What sorts the choices of experts; `None` without experts, or when there are few.
+    pub(crate) sorter: Option<Sorter>,
     /// The position of the first token.
     pub(crate) position: usize,
 }

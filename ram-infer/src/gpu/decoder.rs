@@ -1,10 +1,11 @@
-//! One layer of a decoder: attention and MLP, each behind a norm and beside the residual stream.
+//! One layer of a decoder: attention, and an MLP or experts, each behind a norm and beside the residual stream.
 
 use candle_core::Tensor;
 
 use super::attention::{Attention, Pass};
 use super::cache::LayerCache;
 use super::mlp::Mlp;
+use super::moe::Experts;
 use super::norm::RmsNorm;
 use crate::error::InferError;
 use crate::nn::attention::Recipe;
@@ -15,21 +16,30 @@ pub(crate) struct DecoderLayer {
     input_layernorm: RmsNorm,
     self_attn: Attention,
     post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
+    mlp: FeedForward,
+}
+
+enum FeedForward {
+    Dense(Mlp),
+    Sparse(Experts),
 }
 
 impl DecoderLayer {
-    /// Loads the layer at this place.
+    /// Loads the model's `number`th layer, which is at this place.
     ///
     /// # Errors
-    /// Those of [`RmsNorm::load`], [`Attention::load`] and [`Mlp::load`].
-    pub(crate) fn load(at: &Scope<'_>, recipe: Recipe) -> Result<Self, InferError> {
-        let width = at.config().hidden_size;
+    /// Those of [`RmsNorm::load`], [`Attention::load`], [`Mlp::load`] and [`Experts::load`].
+    pub(crate) fn load(at: &Scope<'_>, number: usize, recipe: Recipe) -> Result<Self, InferError> {
+        let (place, width) = (at.enter("mlp"), at.config().hidden_size);
+        let mlp = match &at.config().moe {
+            Some(moe) if moe.sparse[number] => FeedForward::Sparse(Experts::load(&place, moe)?),
+            _ => FeedForward::Dense(Mlp::load(&place)?),
+        };
         Ok(Self {
             input_layernorm: RmsNorm::load(&at.enter("input_layernorm"), width)?,
             self_attn: Attention::load(&at.enter("self_attn"), recipe)?,
             post_attention_layernorm: RmsNorm::load(&at.enter("post_attention_layernorm"), width)?,
-            mlp: Mlp::load(&at.enter("mlp"))?,
+            mlp,
         })
     }
 
@@ -41,6 +51,10 @@ impl DecoderLayer {
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
         let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, cache)?)?;
-        &x + self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?
+        let normed = self.post_attention_layernorm.forward(&x)?;
+        match &self.mlp {
+            FeedForward::Dense(mlp) => x + mlp.forward(&normed)?,
+            FeedForward::Sparse(experts) => x + experts.forward(&normed, pass)?,
+        }
     }
 }

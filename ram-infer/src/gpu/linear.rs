@@ -30,7 +30,7 @@ impl Matrix {
     /// Loads the matrix of the module at this place.
     ///
     /// # Errors
-    /// Those of [`quant::load`], and [`InferError::Device`].
+    /// Those of [`unpacked`], and [`InferError::Device`].
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Self, InferError> {
         #[cfg(feature = "metal")]
         if let Some(packed) = metal::PackedMatrix::load(at, rows, cols)? {
@@ -40,12 +40,7 @@ impl Matrix {
         if let Some(packed) = cuda::PackedMatrix::load(at, rows, cols)? {
             return Ok(Self::Cuda(Box::new(packed)));
         }
-        let packed = quant::load(at, rows, cols)?;
-        let mut unpacked = vec![0.0; rows * cols];
-        for (row, out) in unpacked.chunks_exact_mut(cols).enumerate() {
-            packed.row(row, out);
-        }
-        Ok(Self::Unpacked(at.upload(unpacked, &[rows, cols])?))
+        Ok(Self::Unpacked(at.upload(unpacked(at, &[], rows, cols)?, &[rows, cols])?))
     }
 
     /// The product of inputs (T, C) with every row: (T, R).
@@ -70,6 +65,26 @@ impl Matrix {
             Self::Cuda(matrix) => matrix.rows(numbers),
         }
     }
+}
+
+/// The numbers of the matrices (rows, cols) of the module at this place, which are stacked as `stack` says.
+///
+/// # Errors
+/// Those of [`quant::load_stacked`].
+pub(super) fn unpacked(
+    at: &Scope<'_>,
+    stack: &[usize],
+    rows: usize,
+    cols: usize,
+) -> Result<Vec<f32>, InferError> {
+    let matrices = quant::load_stacked(at, stack, rows, cols)?;
+    let mut unpacked = vec![0.0; matrices.len() * rows * cols];
+    for (matrix, out) in matrices.iter().zip(unpacked.chunks_exact_mut(rows * cols)) {
+        for (row, out) in out.chunks_exact_mut(cols).enumerate() {
+            matrix.row(row, out);
+        }
+    }
+    Ok(unpacked)
 }
 
 /// A linear layer: `y = x W^T + b`.

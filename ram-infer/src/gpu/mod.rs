@@ -1,7 +1,11 @@
 //! Models on a device, through candle's tensors: Metal and CUDA.
 //!
-//! The same parts as in the room `nn`, each a file, for families without experts or recurrent layers. One sequence is
+//! The same parts as in the room `nn`, each a file, for families whose layers attend in the ordinary way, with one MLP
+//! or with experts. DeltaNets, latent attention, and experts that all tokens share are the processor's. One sequence is
 //! computed at a time, over a cache of its own.
+//!
+//! All of it is tested on candle's processor, against the room `nn`; on a GPU, where weights stay packed, it has not been
+//! run.
 //!
 //! Letters of shapes: T tokens of this pass, S positions so far (these tokens included), H query heads, K key and
 //! value heads, G = H / K query heads that share one, D head width, E model width, V vocabulary.
@@ -11,8 +15,11 @@ pub(crate) mod cache;
 pub(crate) mod decoder;
 pub(crate) mod linear;
 pub(crate) mod mlp;
+pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
+pub(crate) mod route;
+pub(crate) mod stack;
 
 use candle_core::{DType, Device, Tensor};
 use ram_core::units::Bytes;
@@ -23,8 +30,9 @@ use self::decoder::DecoderLayer;
 use self::linear::{Linear, Matrix};
 use self::norm::RmsNorm;
 use self::rope::Turns;
+use self::route::Sorter;
 use crate::batch::{BLOCK_TOKENS, Part, Wanted};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, MoeConfig};
 use crate::error::InferError;
 use crate::nn::attention::Recipe;
 use crate::nn::linear::Bias;
@@ -38,6 +46,8 @@ pub(crate) struct DeviceModel {
     window: Option<usize>,
     context: usize,
     rope: Rope,
+    /// Of a model with experts.
+    moe: Option<MoeConfig>,
     embed_tokens: Matrix,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
@@ -67,8 +77,10 @@ impl DeviceModel {
         let (config, model) = (root.config(), root.enter("model"));
         let &ModelConfig { kv_heads, head_dim, vocab_size, hidden_size, .. } = config;
         let dtype = root.activations();
-        let layers = (0..config.layers.get())
-            .map(|number| DecoderLayer::load(&model.enter(&format!("layers.{number}")), recipe));
+        let layer = |number: u16| {
+            DecoderLayer::load(&model.enter(&format!("layers.{number}")), number.into(), recipe)
+        };
+        let layers = (0..config.layers.get()).map(layer);
         let head = || Linear::load(&root.enter("lm_head"), vocab_size, hidden_size, Bias::None);
         Ok(Self {
             device: root.opened().clone(),
@@ -76,6 +88,7 @@ impl DeviceModel {
             window: config.sliding_window.and_then(|window| usize::try_from(window.get()).ok()),
             context: usize::try_from(config.context.get()).unwrap_or(usize::MAX),
             rope: Rope::new(&config.rope, head_dim),
+            moe: config.moe.clone(),
             embed_tokens: Matrix::load(&model.enter("embed_tokens"), vocab_size, hidden_size)?,
             layers: layers.collect::<Result<_, _>>()?,
             norm: RmsNorm::load(&model.enter("norm"), hidden_size)?,
@@ -133,9 +146,11 @@ impl DeviceModel {
     fn pass(&self, tokens: &[u32], cache: &mut DeviceCache) -> candle_core::Result<Tensor> {
         let (layers, position) = cache.layers_mut();
         let (count, dtype, device) = (tokens.len(), self.shape.dtype, &self.device);
+        let sorter = self.moe.as_ref().map(|moe| Sorter::when_many(moe, count, device)).transpose()?;
         let pass = Pass {
             turns: Turns::new(&self.rope, position, count, dtype, device)?,
             sees: Sees::new(position, count, self.window, dtype, device)?,
+            sorter: sorter.flatten(),
             position,
         };
         let mut x = self.embed_tokens.rows(tokens)?;
@@ -180,7 +195,8 @@ mod tests {
         let mut kv = DeviceKv::new(1);
         let part =
             |tokens, position, logits| Part { tokens, position, blocks: &[BlockId(0)], slot: 0, logits };
-        let (first, rest) = tokens.split_at(tokens.len() / 2);
+        // The choices of many tokens are sorted by expert, those of few are not.
+        let (first, rest) = tokens.split_at(tokens.len() - 5);
         let mut rows = model.forward(&[part(first, 0, Wanted::All)], &mut kv).unwrap();
         // Guessed wrongly, and computed again.
         model.forward(&[part(first, first.len(), Wanted::None)], &mut kv).unwrap();
@@ -188,18 +204,38 @@ mod tests {
         rows
     }
 
+    /// So many that even one expert each is sorted, of eight.
+    const TOKENS: u32 = 8 * 8 + 6;
+
     #[test]
     fn tensors_and_kernels_agree() {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-        for name in ["llama-4bit-g64", "mistral-4bit-g64", "qwen2-4bit-g32", "qwen3-4bit-g64-mixed"] {
+        for name in [
+            "llama-4bit-g64",
+            "mistral-4bit-g64",
+            "qwen2-4bit-g32",
+            "qwen3-4bit-g64-mixed",
+            "qwen3-moe-4bit-g64",
+            "qwen3-moe-mxfp4",
+        ] {
             let dir = fixtures.join(name);
-            let tokens: Vec<u32> = (0..40).map(|token| token * 7 % 64).collect();
+            let tokens: Vec<u32> = (0..TOKENS).map(|token| token * 7 % 64).collect();
             let model = Model::load_with(&dir, &LoadOptions::exact()).unwrap();
-            let mut cache = model.new_cache(TokenCount::new(40)).unwrap();
+            let mut cache = model.new_cache(TokenCount::new(TOKENS.into())).unwrap();
             let host = model.forward_all(&tokens, &mut cache).unwrap();
             for (host, device) in host.iter().flatten().zip(by_tensors(&dir, &tokens).iter().flatten()) {
                 assert!((host - device).abs() < 2e-4 * (1.0 + host.abs()), "{name}: {host} and {device}");
             }
+        }
+    }
+
+    #[test]
+    fn families_with_layers_of_other_kinds_are_refused() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        for name in ["qwen3-next-4bit-g64", "qwen3-5-4bit-g64", "qwen3-5-moe-nvfp4", "deepseek-4bit-g64"] {
+            let config = ModelConfig::read(&fixtures.join(name)).unwrap();
+            let model_type = config.architecture.to_string();
+            assert_eq!(models::recipe(&config), Err(InferError::UnsupportedArchitecture { model_type }));
         }
     }
 }

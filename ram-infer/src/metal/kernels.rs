@@ -6,7 +6,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use candle_core::{MetalDevice, MetalError};
 use candle_metal_kernels::metal::{ComputePipeline, Library};
 
-use crate::packed::source::{Float, Launch, Packing};
+use crate::packed::source::{Float, Launch, Packing, Set};
 
 /// All kernels that were asked for. This crate opens one GPU, the first, so they are all of that.
 pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::default);
@@ -14,13 +14,13 @@ pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::default);
 /// Compiled kernels.
 #[derive(Default)]
 pub(super) struct Kernels {
-    libraries: Mutex<HashMap<(Packing, Float), Library>>,
+    libraries: Mutex<HashMap<(Packing, Float, Set), Library>>,
     /// By the kernel's name, which holds packing and type of inputs.
     pipelines: Mutex<HashMap<String, ComputePipeline>>,
 }
 
 impl Kernels {
-    /// The kernels of a packing for inputs of a type, compiled unless they were.
+    /// A set of a packing's kernels for inputs of a type, compiled unless they were.
     ///
     /// # Errors
     /// That the GPU's compiler refuses the source: before macOS 14 it has no bf16.
@@ -29,14 +29,15 @@ impl Kernels {
         device: &MetalDevice,
         packing: Packing,
         inputs: Float,
+        set: Set,
     ) -> candle_core::Result<Library> {
         let mut libraries = self.libraries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(library) = libraries.get(&(packing, inputs)) {
+        if let Some(library) = libraries.get(&(packing, inputs, set)) {
             return Ok(library.clone());
         }
-        let library = device.metal_device().new_library_with_source(&packing.source(inputs), None);
+        let library = device.metal_device().new_library_with_source(&packing.source(inputs, set), None);
         let library = library.map_err(MetalError::from)?;
-        libraries.insert((packing, inputs), library.clone());
+        libraries.insert((packing, inputs, set), library.clone());
         Ok(library)
     }
 
@@ -49,13 +50,14 @@ impl Kernels {
         device: &MetalDevice,
         packing: Packing,
         inputs: Float,
+        set: Set,
         launch: &Launch,
     ) -> candle_core::Result<ComputePipeline> {
         let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = pipelines.get(&launch.kernel) {
             return Ok(pipeline.clone());
         }
-        let function = self.library(device, packing, inputs)?.get_function(&launch.kernel, None);
+        let function = self.library(device, packing, inputs, set)?.get_function(&launch.kernel, None);
         let function = function.map_err(MetalError::from)?;
         let pipeline = device.metal_device().new_compute_pipeline_state_with_function(&function);
         let pipeline = pipeline.map_err(MetalError::from)?;

@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`kernels`] | compiling them, once |
+//! | [`stack`] | matrices of experts, of which each output takes one |
 //! | [`resident`] | weights in the GPU's sight, without a copy |
 //!
 //! The kernels are those of [`crate::packed`], whose numbers are tested on a processor (`tests/msl.rs`); this room's
@@ -12,6 +13,7 @@
 
 mod kernels;
 mod resident;
+mod stack;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, MetalDevice, MetalStorage, Shape, Tensor};
@@ -20,9 +22,10 @@ use objc2_metal::MTLSize;
 
 use self::kernels::KERNELS;
 use self::resident::Resident;
+pub(crate) use self::stack::PackedStack;
 use crate::device::Device;
 use crate::error::InferError;
-use crate::packed::source::{self, Launch, Packing};
+use crate::packed::source::{self, Launch, Packing, Set};
 use crate::packed::{Parts, float, narrow};
 use crate::scope::Scope;
 use crate::weights::Stored;
@@ -32,6 +35,7 @@ pub(crate) struct PackedMatrix {
     rows: usize,
     cols: usize,
     packing: Packing,
+    set: Set,
     device: MetalDevice,
     words: Resident,
     scales: Resident,
@@ -47,11 +51,22 @@ impl PackedMatrix {
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`]; [`InferError::Device`] without memory, or when the
     /// kernels do not compile.
     pub(crate) fn load(at: &Scope<'_>, rows: usize, cols: usize) -> Result<Option<Self>, InferError> {
+        Self::load_for(Set::Matrix, at, &[], rows, cols)
+    }
+
+    /// Loads what kernels of a set read: a matrix, or matrices that are stacked as `stack` says.
+    fn load_for(
+        set: Set,
+        at: &Scope<'_>,
+        stack: &[usize],
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Self>, InferError> {
         let candle_core::Device::Metal(device) = at.opened() else { return Ok(None) };
-        let Some(parts) = Parts::find(at, rows, cols)? else { return Ok(None) };
+        let Some(parts) = Parts::find(at, stack, rows, cols)? else { return Ok(None) };
         let Parts { packing, words, scales, biases } = parts;
         let inputs = float(Device::Metal.activations()).map_err(InferError::device)?;
-        KERNELS.library(device, packing, inputs).map_err(InferError::device)?;
+        KERNELS.library(device, packing, inputs, set).map_err(InferError::device)?;
         let scale_bytes = scales.dtype.bitsize() / 8;
         let resident = |stored: &Stored, number_bytes| {
             Resident::new(device, &stored.bytes, number_bytes).map_err(InferError::device)
@@ -60,6 +75,7 @@ impl PackedMatrix {
             rows,
             cols,
             packing,
+            set,
             device: device.clone(),
             words: resident(words, 4)?,
             scales: resident(scales, scale_bytes)?,
@@ -84,24 +100,23 @@ impl PackedMatrix {
         numbers.apply_op1_no_bwd(&Rows(self))
     }
 
+    /// The sizes of a launch for `tokens` outputs.
+    fn sizes(&self, tokens: usize) -> candle_core::Result<source::Shape> {
+        let (rows, cols, tokens) = (narrow(self.rows)?, narrow(self.cols)?, narrow(tokens)?);
+        Ok(source::Shape { rows, cols, tokens, experts: 1, share: 1 })
+    }
+
     /// Queues a launch behind what candle has queued; `bound` are the buffers beside the matrix's own, each with where
     /// it starts. Returns what it writes: `count` numbers of `dtype`.
     fn run(
         &self,
         launch: &Launch,
         dtype: DType,
-        tokens: usize,
+        sizes: source::Shape,
         count: usize,
-        bound: (usize, &Buffer, usize),
+        bound: &[(usize, &Buffer, usize)],
     ) -> candle_core::Result<MetalStorage> {
-        let shape = source::Shape {
-            rows: narrow(self.rows)?,
-            cols: narrow(self.cols)?,
-            tokens: narrow(tokens)?,
-            experts: 1,
-            share: 1,
-        };
-        let pipeline = KERNELS.pipeline(&self.device, self.packing, float(dtype)?, launch)?;
+        let pipeline = KERNELS.pipeline(&self.device, self.packing, float(dtype)?, self.set, launch)?;
         let output = self.device.new_buffer_builder().with_size_for(count, dtype).build()?;
         let guard = self.device.command_encoder()?;
         let encoder = guard.as_ref();
@@ -110,10 +125,11 @@ impl PackedMatrix {
         for (index, part) in [&self.words, &self.scales, biases].into_iter().enumerate() {
             encoder.set_input_buffer(index, Some(&part.buffer), part.offset);
         }
-        let (index, buffer, offset) = bound;
-        encoder.set_input_buffer(index, Some(buffer), offset);
+        for (index, buffer, offset) in bound {
+            encoder.set_input_buffer(*index, Some(*buffer), *offset);
+        }
         encoder.set_output_buffer(OUTPUT, Some(&output), 0);
-        encoder.set_bytes(SHAPE, &shape);
+        encoder.set_bytes(SHAPE, &sizes);
         let [width, height] = launch.groups;
         let threads = MTLSize { width: launch.threads, height: 1, depth: 1 };
         encoder.dispatch_thread_groups(MTLSize { width, height, depth: 1 }, threads);
@@ -146,7 +162,7 @@ impl CustomOp1 for Products<'_> {
         }
         let launch = matrix.packing.product(float(dtype)?, matrix.rows, tokens);
         let bound = (INPUTS, inputs.buffer(), layout.start_offset() * dtype.size_in_bytes());
-        let products = matrix.run(&launch, dtype, tokens, tokens * matrix.rows, bound)?;
+        let products = matrix.run(&launch, dtype, matrix.sizes(tokens)?, tokens * matrix.rows, &[bound])?;
         Ok((products, (tokens, matrix.rows).into()))
     }
 }
@@ -175,7 +191,7 @@ impl CustomOp1 for Rows<'_> {
         }
         let launch = matrix.packing.take_rows(float(dtype)?, matrix.cols, tokens);
         let bound = (IDS, numbers.buffer(), layout.start_offset() * DType::U32.size_in_bytes());
-        let rows = matrix.run(&launch, dtype, tokens, tokens * matrix.cols, bound)?;
+        let rows = matrix.run(&launch, dtype, matrix.sizes(tokens)?, tokens * matrix.cols, &[bound])?;
         Ok((rows, (tokens, matrix.cols).into()))
     }
 }

@@ -335,7 +335,6 @@ fn layer_recipe(config: &ModelConfig, layer: usize) -> Result<LayerRecipe, Infer
             Ok(qwen3_next::layer(config, layer))
         }
         Architecture::DeepseekV3 => Ok(LayerRecipe::Latent),
-        Architecture::Qwen3Moe => Ok(LayerRecipe::Attention(qwen3::attention(config))),
         _ => recipe(config).map(LayerRecipe::Attention),
     }
 }
@@ -348,7 +347,8 @@ fn text<'a>(root: &Scope<'a>) -> Scope<'a> {
     }
 }
 
-/// How the layers of a dense family attend, which are the families that devices compute.
+/// How the layers of a family attend whose layers all attend in the ordinary way: these are the families that devices
+/// compute.
 ///
 /// # Errors
 /// [`InferError::UnsupportedArchitecture`] for a family whose layers are of another kind.
@@ -357,7 +357,7 @@ pub(crate) fn recipe(config: &ModelConfig) -> Result<Recipe, InferError> {
         Architecture::Llama => Ok(llama::attention(config)),
         Architecture::Mistral => Ok(mistral::attention()),
         Architecture::Qwen2 => Ok(qwen2::attention()),
-        Architecture::Qwen3 => Ok(qwen3::attention(config)),
+        Architecture::Qwen3 | Architecture::Qwen3Moe => Ok(qwen3::attention(config)),
         other => Err(InferError::UnsupportedArchitecture { model_type: other.to_string() }),
     }
 }

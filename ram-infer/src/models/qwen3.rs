@@ -1,4 +1,5 @@
-//! Qwen3, dense: Llama's block with a norm over each query and key head, and heads of a width of their own.
+//! Qwen3, dense or with experts: Llama's block with a norm over each query and key head, and heads of a width of their
+//! own.
 
 use crate::config::ModelConfig;
 use crate::nn::attention::Recipe;

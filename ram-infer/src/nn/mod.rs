@@ -17,7 +17,7 @@ pub(crate) mod mlp;
 pub(crate) mod moe;
 pub(crate) mod norm;
 pub(crate) mod rope;
-mod route;
+pub(crate) mod route;
 mod stack;
 
 use std::ops::Range;

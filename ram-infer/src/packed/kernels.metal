@@ -12,6 +12,7 @@
 // | qmv<1, 2, 4, 8> | few inputs (T, C) with all rows: (T, R) |
 // | qmm | many inputs (T, C) with all rows: (T, R) |
 // | gather_qmv, gather_qmm | input n / share with the rows of matrix ids[n]: (T, R) |
+// | gather_qmv_runs | input n with the rows of matrix ids[n], where ids often repeat: (T, R) |
 // | take_rows | the rows ids[n]: (T, C) |
 //
 // The text is MSL 2.4 (bfloat: 3.1), and C++14: the tests compile it for the processor, and CUDA's compiler takes it
@@ -246,6 +247,30 @@ kernel void gather_qmv(device const uint* words [[buffer(0)]], device const type
   const ulong input = token / shape.share;
   few<F, T, 1>(matrix, expert * shape.rows, x + input * shape.cols, y + ulong(token) * shape.rows, shape.rows,
                shape.cols, 1, row0, lane);
+}
+
+// Grid: (rows / 8, tokens / TOKENS), of 64 threads. Right in any order of ids; fast where equal ids follow each other,
+// for rows are read once for each run of them. Each output has an input of its own. An expert that there is not counts
+// as the last.
+template <typename F, typename T, int TOKENS>
+kernel void gather_qmv_runs(device const uint* words [[buffer(0)]],
+                            device const typename F::Stored* scales [[buffer(1)]],
+                            device const typename F::Stored* biases [[buffer(2)]], device const T* x [[buffer(3)]],
+                            device T* y [[buffer(4)]], constant Shape& shape [[buffer(5)]],
+                            device const uint* ids [[buffer(6)]], uint2 at [[threadgroup_position_in_grid]],
+                            uint lane [[thread_index_in_simdgroup]],
+                            uint simd_index [[simdgroup_index_in_threadgroup]]) {
+  const uint row0 = (at.x * QMV_SIMDGROUPS + simd_index) * ROWS, token0 = at.y * TOKENS;
+  if (row0 >= shape.rows) return;
+  const Matrix<F> matrix = {words, scales, biases};
+  const uint last = min(token0 + TOKENS, shape.tokens);
+  for (uint begin = token0, end; begin < last; begin = end) {
+    end = begin + 1u;
+    while (end < last && ids[end] == ids[begin]) end++;
+    const ulong expert = min(ids[begin], shape.experts - 1u);
+    few<F, T, TOKENS>(matrix, expert * shape.rows, x + ulong(begin) * shape.cols, y + ulong(begin) * shape.rows,
+                      shape.rows, shape.cols, end - begin, row0, lane);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ many inputs

@@ -9,16 +9,16 @@
 
 pub(crate) mod source;
 
-use candle_core::DType;
+use candle_core::{DType, Layout};
 use safetensors::tensor::Dtype;
 
-use self::source::{Float, Packing};
+use self::source::{Float, Order, Packing};
 use crate::config::ModuleFormat;
 use crate::error::InferError;
 use crate::scope::Scope;
 use crate::weights::Stored;
 
-/// A packed matrix (R, C) in its file.
+/// A packed matrix (R, C) in its file, or several, one behind the other.
 pub(crate) struct Parts<'a> {
     pub(crate) packing: Packing,
     /// The codes, in words of 32 bits.
@@ -29,11 +29,17 @@ pub(crate) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// The matrix of the module at this place; `None` when it is not packed in a way that the kernels know.
+    /// The matrices (R, C) of the module at this place, which are stacked as `stack` says: not at all, or (X, R, C).
+    /// `None` when they are not packed in a way that the kernels know.
     ///
     /// # Errors
     /// [`InferError::MissingTensor`], [`InferError::TensorShape`].
-    pub(crate) fn find(at: &Scope<'a>, rows: usize, cols: usize) -> Result<Option<Self>, InferError> {
+    pub(crate) fn find(
+        at: &Scope<'a>,
+        stack: &[usize],
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Self>, InferError> {
         if !at.has("scales") {
             return Ok(None);
         }
@@ -44,11 +50,14 @@ impl<'a> Parts<'a> {
             return Ok(None);
         };
         let groups = cols / packing.group_size();
-        let shaped = |part, shape: [usize; 2]| at.weights().take_shaped(&at.named(part), &shape);
-        let words = shaped("weight", [rows, cols * packing.bits() / 32])?;
-        let scales = shaped("scales", [rows, groups])?;
+        let shaped = |part, width| {
+            let shape: Vec<usize> = stack.iter().copied().chain([rows, width]).collect();
+            at.weights().take_shaped(&at.named(part), &shape)
+        };
+        let words = shaped("weight", cols * packing.bits() / 32)?;
+        let scales = shaped("scales", groups)?;
         let biases = match packing {
-            Packing::Affine { .. } => Some(shaped("biases", [rows, groups])?),
+            Packing::Affine { .. } => Some(shaped("biases", groups)?),
             _ => None,
         };
         if biases.is_some_and(|biases| biases.dtype != scales.dtype) {
@@ -91,6 +100,28 @@ fn agrees(stated: Option<ModuleFormat>, found: Packing) -> bool {
         Some(ModuleFormat::Plain) => false,
         None => true,
     }
+}
+
+/// How many outputs are asked for by numbers of matrices, (N), and how many of them share one of the inputs,
+/// (N / share, C).
+///
+/// # Errors
+/// That these do not fit each other, the columns or the order, or that they have gaps.
+pub(crate) fn shared(
+    inputs: &Layout,
+    numbers: &Layout,
+    cols: usize,
+    order: Order,
+) -> candle_core::Result<[usize; 2]> {
+    let ((given, width), outputs) = (inputs.shape().dims2()?, numbers.shape().dims1()?);
+    let fit = width == cols && given > 0 && outputs > 0 && outputs.is_multiple_of(given);
+    if !fit || (order == Order::Runs && given != outputs) {
+        candle_core::bail!("inputs {:?} for {outputs} products with {cols} columns", inputs.shape())
+    }
+    if !inputs.is_contiguous() || !numbers.is_contiguous() {
+        candle_core::bail!("inputs {inputs:?} and numbers {numbers:?} with gaps")
+    }
+    Ok([outputs, outputs / given])
 }
 
 /// The kernels' name for a type.

@@ -23,6 +23,24 @@ pub(crate) enum Packing {
     Mxfp8,
 }
 
+/// Kernels that are compiled together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Set {
+    /// Those of a matrix.
+    Matrix,
+    /// Those of matrices that lie behind each other, of which each output takes one.
+    Stack,
+}
+
+/// How the numbers of matrices follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// In any way.
+    Any,
+    /// The same in runs, which share what is read; each output has an input of its own.
+    Runs,
+}
+
 /// A type of floats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Float {
@@ -98,8 +116,8 @@ impl Packing {
         }
     }
 
-    /// The lines that make its kernels for inputs of a type.
-    pub(crate) fn exports(self, inputs: Float) -> String {
+    /// The lines that make a set of its kernels for inputs of a type.
+    pub(crate) fn exports(self, inputs: Float, set: Set) -> String {
         let (codes, scales) = match self {
             Self::Affine { scales, .. } => ("Integer", format!("Plain<{}>", scales.name())),
             Self::Mxfp4 => ("E2m1", "E8m0".to_owned()),
@@ -108,15 +126,19 @@ impl Packing {
         };
         let (label, bits, group_size) = (self.label(inputs), self.bits(), self.group_size());
         let inputs = inputs.name();
+        let export = match set {
+            Set::Matrix => "EXPORT_DENSE",
+            Set::Stack => "EXPORT_GATHER",
+        };
         format!(
             "typedef Format<{bits}, {group_size}, {codes}, {scales}> {label};\n\
-             EXPORT_DENSE(\"{label}\", {label}, {inputs})\n"
+             {export}(\"{label}\", {label}, {inputs})\n"
         )
     }
 
-    /// The source of its kernels for inputs of a type.
-    pub(crate) fn source(self, inputs: Float) -> String {
-        format!("{KERNELS}\n{}", self.exports(inputs))
+    /// The source of a set of its kernels for inputs of a type.
+    pub(crate) fn source(self, inputs: Float, set: Set) -> String {
+        format!("{KERNELS}\n{}", self.exports(inputs, set))
     }
 
     /// The product of `tokens` inputs with `rows` rows.
@@ -129,6 +151,23 @@ impl Packing {
         let at_once = tokens.next_power_of_two();
         let groups = [rows.div_ceil(QMV_ROWS), tokens.div_ceil(at_once)];
         Launch { kernel: format!("qmv{at_once}_{label}"), groups, threads: QMV_THREADS }
+    }
+
+    /// The products of `outputs` inputs with `rows` rows, each of a matrix of its own.
+    pub(crate) fn gather(self, inputs: Float, rows: usize, outputs: usize, order: Order) -> Launch {
+        let label = self.label(inputs);
+        match order {
+            Order::Any => Launch {
+                kernel: format!("gather_qmv_{label}"),
+                groups: [rows.div_ceil(QMV_ROWS), outputs],
+                threads: QMV_THREADS,
+            },
+            Order::Runs => Launch {
+                kernel: format!("gather_qmm_{label}"),
+                groups: tiles(rows, outputs),
+                threads: QMM_THREADS,
+            },
+        }
     }
 
     /// The rows of `numbers` numbers, of `cols` columns.

@@ -35,6 +35,13 @@ inline void enter(void (*entry)(const unsigned*, const S*, const S*, const X*, T
   entry((const unsigned*)bound(0), (const S*)bound(1), (const S*)bound(2), (const X*)bound(from), (T*)bound(4),
         *(const Sizes*)bound(5));
 }
+// And with numbers of matrices.
+template <class S, class X, class T, class Sizes>
+inline void enter(void (*entry)(const unsigned*, const S*, const S*, const X*, T*, Sizes, const unsigned*), int from) {
+  auto bound = [](int i) { return ::msl::G->job->bind[i].p; };
+  entry((const unsigned*)bound(0), (const S*)bound(1), (const S*)bound(2), (const X*)bound(from), (T*)bound(4),
+        *(const Sizes*)bound(5), (const unsigned*)bound(6));
+}
 #define ENTRY(name, from) static ::msl::Register register_##name(#name, [] { enter(name, from); });
 
 // The two stand-ins for Metal's header stand beside each other, and the C library has a type of this name.
