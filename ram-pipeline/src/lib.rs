@@ -3,12 +3,14 @@
 //! | room | what stands there |
 //! |---|---|
 //! | [`plan`] | which node holds which layers, what to expect of it, and why not |
+//! | [`driver`] | the head's part: tokens in, answers out |
 //! | [`worker`] | a shard's part: steps in, a batch computed, steps or results out |
 //! | [`stage`] | a run of layers, as the pipeline sees it |
 //! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
 //!
 //! The crate thinks and does nothing else: no sockets, no clock, no model.
 
+pub mod driver;
 pub mod plan;
 pub mod session;
 pub mod stage;

@@ -35,6 +35,8 @@ pub struct WorkerConfig {
     pub width: u32,
     /// In which type they come and go.
     pub dtype: Dtype,
+    /// Whether it holds the embedding: then tokens come, each a row of one number of 32 bits.
+    pub is_first: bool,
     /// Whether it holds the head.
     pub is_last: bool,
     /// How long a session may be silent.
@@ -246,21 +248,16 @@ impl Worker {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) -> Result<(), Code> {
-        let (tokens, rest) = payload.as_chunks::<4>();
-        if !rest.is_empty() {
+        if !payload.len().is_multiple_of(size_of::<u32>()) {
             return Err(Code::WrongShape);
         }
         self.ledger.open(init, now)?;
         let session = init.of.session;
         self.drop_steps(session, effects);
         // Only who samples needs to know the words.
-        let seen = if self.config.is_last { tokens } else { &[] };
-        let opening = Opening {
-            positions: init.positions,
-            sampling: init.sampling.clone(),
-            seen: seen.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect(),
-            picks: init.picks,
-        };
+        let seen = if self.config.is_last { words(payload) } else { Vec::new() };
+        let (positions, sampling, picks) = (init.positions, init.sampling.clone(), init.picks);
+        let opening = Opening { positions, sampling, seen, picks };
         effects.push(Effect::Stage(Call::Open { session, opening }));
         Ok(())
     }
@@ -273,9 +270,10 @@ impl Worker {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
-        let WorkerConfig { width, dtype, .. } = self.config;
+        let WorkerConfig { width, dtype, is_first, .. } = self.config;
+        let (cols, dtype) = if is_first { (1, Dtype::F32) } else { (width, dtype) };
         let bytes = step.shape.elements().saturating_mul(dtype.bytes() as u64);
-        let shaped = step.shape.cols == width && step.dtype == dtype && bytes == payload.len() as u64;
+        let shaped = step.shape.cols == cols && step.dtype == dtype && bytes == payload.len() as u64;
         let accepted = match shaped {
             true if self.queue.len() >= CREDIT_MAX as usize => Err(Code::Protocol),
             true => self.ledger.accept(&step, now),
@@ -351,12 +349,15 @@ impl Worker {
         }
         give_credit(self.batch.len(), effects);
         self.batch.sort_by_key(|queued| queued.step.shape.rows > SHORT_ROWS);
-        let WorkerConfig { dtype, .. } = self.config;
         let steps = self.batch.iter().map(|Queued { step, payload, .. }| {
-            let numbers = tensor::decode(dtype, step.shape, payload);
-            let hidden = numbers.expect("a step was only accepted with as many bytes as its shape says");
+            let input = if self.config.is_first {
+                Input::Tokens(words(payload))
+            } else {
+                let numbers = tensor::decode(step.dtype, step.shape, payload);
+                Input::Hidden(numbers.expect("a step was only accepted with as many bytes as its shape says"))
+            };
             let Step { of, position, want, .. } = *step;
-            StageStep { session: of.session, position, input: Input::Hidden(hidden), want }
+            StageStep { session: of.session, position, input, want }
         });
         effects.push(Effect::Stage(Call::Forward(steps.collect())));
     }
@@ -410,22 +411,24 @@ impl Worker {
                 };
                 let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
                 let step = Step { deadline_ms: step.deadline_ms.saturating_sub(waited_ms), spent, ..step };
-                self.put_out(step, output, effects);
+                self.put_out(&step, output, effects);
             }
         }
         self.flush(effects);
     }
 
     /// Sends on what came out of a step.
-    fn put_out(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
-        let Step { of, position, shape, spent, .. } = step;
+    fn put_out(&mut self, step: &Step, output: StageOutput, effects: &mut Vec<Effect>) {
+        let Step { of, position, shape, spent, .. } = *step;
         let result = |token, logprob, logits| {
             let position = position + shape.rows;
             Head::Result(StepResult { of, position, token, logprob, logits, spent })
         };
         let frame = match output {
             StageOutput::Hidden(numbers) if !self.config.is_last => {
-                let payload = tensor::encode(self.config.dtype, &numbers).freeze();
+                let WorkerConfig { width: cols, dtype, .. } = self.config;
+                let step = Step { dtype, shape: Shape { cols, ..shape }, ..step.clone() };
+                let payload = tensor::encode(dtype, &numbers).freeze();
                 self.outbox.push_back(Frame { head: Head::ForwardPass(step), payload });
                 return;
             }
@@ -484,6 +487,11 @@ impl Worker {
             effects.push(Effect::Send { to, frame: Head::Heartbeat(heartbeat).into() });
         }
     }
+}
+
+/// Tokens of bytes.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect()
 }
 
 /// Tells the shard before that steps were taken up.
@@ -545,8 +553,14 @@ mod tests {
     /// A shard with some sessions.
     fn worker(is_last: bool, sessions: u128) -> Worker {
         let room = TokenCount::new(10_000);
-        let config =
-            WorkerConfig { room, width: 1, dtype: Dtype::Bf16, is_last, idle: Duration::from_secs(60) };
+        let config = WorkerConfig {
+            room,
+            width: 1,
+            dtype: Dtype::Bf16,
+            is_first: false,
+            is_last,
+            idle: Duration::from_secs(60),
+        };
         let mut worker = Worker::new(config);
         for session in 1..=sessions {
             let (positions, picks) = (TokenCount::new(1000), TokenCount::ZERO);

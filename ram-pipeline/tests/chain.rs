@@ -1,143 +1,21 @@
 //! Chains of workers over a toy model, under seeds: whatever is delivered, computed or heard of in whatever order, each
 //! session gets the tokens that it gets from the model alone.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "small numbers, of which none is below zero"
-)]
+#![expect(clippy::cast_possible_truncation, reason = "small numbers")]
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+mod world;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
-use ram_core::units::{Timestamp, TokenCount};
-use ram_pipeline::stage::{Input, Opening, Stage, StageOutput, StageStep};
-use ram_pipeline::worker::{Call, Effect, Event, Side, Worker, WorkerConfig};
+use ram_core::units::TokenCount;
 use ram_proto::frame::{
-    Code, Decoded, Decoder, Frame, Head, KvCacheInit, Limits, Of, PrefixHash, Refusal, Spent, Step,
-    StepResult, Trim, Want, Welcome,
+    Code, Frame, Head, KvCacheInit, Of, PrefixHash, Refusal, Spent, Step, StepResult, Trim, Want,
 };
 use ram_proto::tensor::{self, Dtype, Shape};
 
-const WIDTH: u32 = 4;
-const ROOM: u64 = 400;
-const CREDITS: u32 = 3;
-
-/// A stage whose output depends on all that its session put in before, and on nothing else.
-struct Toy {
-    number: u32,
-    is_last: bool,
-    sessions: BTreeMap<JobId, (Opening, Vec<u32>)>,
-}
-
-/// A whole number that f32 holds.
-const fn mix(a: u32, b: u32) -> u32 {
-    (a.wrapping_mul(0x9e37_79b1) ^ b.wrapping_mul(0x85eb_ca77)).wrapping_mul(0xc2b2_ae35) >> 9
-}
-
-fn number(x: f32) -> u32 {
-    x as u32
-}
-
-impl Toy {
-    fn new(number: u32, is_last: bool) -> Self {
-        Self { number, is_last, sessions: BTreeMap::new() }
-    }
-}
-
-impl Stage for Toy {
-    fn open(&mut self, session: JobId, opening: &Opening) -> Result<(), Code> {
-        self.sessions.insert(session, (opening.clone(), Vec::new()));
-        Ok(())
-    }
-
-    fn forward(&mut self, steps: &[StageStep]) -> Result<Vec<StageOutput>, Code> {
-        let step = |StageStep { session, position, input, want }: &StageStep| {
-            let Input::Hidden(hidden) = input else { return Err(Code::WrongShape) };
-            // A session that was closed while its step waited for the stage.
-            let Some((opening, kept)) = self.sessions.get_mut(session) else {
-                return Ok(StageOutput::Nothing);
-            };
-            kept.truncate(*position as usize);
-            assert_eq!(kept.len(), *position as usize, "a step goes on where the session is");
-            let mut out = Vec::new();
-            for row in hidden.chunks(WIDTH as usize) {
-                kept.push(row.iter().fold(self.number, |sum, x| mix(sum, number(*x))));
-                assert!(kept.len() as u64 <= opening.positions.get(), "within what was reserved");
-                let seen = kept.iter().fold(0, |sum, key| mix(sum, *key));
-                out.extend((0..WIDTH).map(|lane| mix(seen, lane) as f32));
-            }
-            Ok(match want {
-                _ if !self.is_last => StageOutput::Hidden(out),
-                Want::Nothing => StageOutput::Nothing,
-                Want::Logits => StageOutput::Logits(out),
-                Want::Token => {
-                    let picks = opening.picks.get();
-                    opening.picks = TokenCount::new(picks + 1);
-                    StageOutput::Token { token: number(out[out.len() - 1]), logprob: None }
-                }
-            })
-        };
-        steps.iter().map(step).collect()
-    }
-
-    fn trim(&mut self, session: JobId, position: u32) {
-        self.sessions.get_mut(&session).expect("a session that is held").1.truncate(position as usize);
-    }
-
-    fn close(&mut self, session: JobId) {
-        assert!(self.sessions.remove(&session).is_some(), "a session ends once");
-    }
-}
-
-/// What the head's embedding makes of tokens.
-fn embed(tokens: &[u32]) -> Vec<f32> {
-    tokens.iter().flat_map(|token| (0..WIDTH).map(move |lane| mix(*token, lane) as f32)).collect()
-}
-
-/// The answer to a prompt, by all stages one after the other.
-fn whole(stages: u32, prompt: &[u32], count: usize) -> Vec<u32> {
-    let session = JobId::from_bits(1);
-    let mut toys: Vec<Toy> = (1..=stages).map(|number| Toy::new(number, number == stages)).collect();
-    for toy in &mut toys {
-        toy.open(session, &opening()).expect("a toy takes all");
-    }
-    let (mut answer, mut position, mut next) = (Vec::new(), 0, prompt.to_vec());
-    while answer.len() < count {
-        let mut input = Input::Hidden(embed(&next));
-        for toy in &mut toys {
-            let step = StageStep { session, position, input: input.clone(), want: Want::Token };
-            match toy.forward(&[step]).expect("a toy takes all").remove(0) {
-                StageOutput::Hidden(hidden) => input = Input::Hidden(hidden),
-                StageOutput::Token { token, .. } => answer.push(token),
-                other => panic!("{other:?}"),
-            }
-        }
-        position += next.len() as u32;
-        next = vec![answer[answer.len() - 1]];
-    }
-    answer
-}
-
-fn opening() -> Opening {
-    let (positions, picks) = (TokenCount::new(ROOM), TokenCount::ZERO);
-    Opening { positions, sampling: Sampling::default(), seen: Vec::new(), picks }
-}
-
-/// One shard with its stage, and what is on its way to it.
-struct Node {
-    worker: Worker,
-    toy: Toy,
-    from_above: VecDeque<Frame>,
-    from_below: VecDeque<Frame>,
-    /// What the stage is busy with.
-    computing: Option<Vec<StageStep>>,
-    calls: VecDeque<Call>,
-}
+use self::world::{CREDITS, Chain, ROOM, WIDTH, embed, whole};
 
 /// What the head wants of a session.
 #[derive(Clone, Debug)]
@@ -185,37 +63,14 @@ impl Asked {
 }
 
 struct World {
-    nodes: Vec<Node>,
-    to_head: VecDeque<Frame>,
+    chain: Chain,
     refusals: Vec<Refusal>,
     credit: u32,
     asked: Vec<Asked>,
-    now: u64,
-}
-
-/// Through bytes and back, as over a link.
-fn over_the_wire(frame: &Frame) -> Frame {
-    let mut decoder = Decoder::new(Limits::FULL);
-    frame.put_prelude(decoder.room()).expect("short enough");
-    decoder.room().extend_from_slice(&frame.payload);
-    match decoder.next_frame() {
-        Ok(Some(Decoded::Known(read))) => read,
-        other => panic!("{other:?} of {frame:?}"),
-    }
 }
 
 impl World {
     fn new(stages: u32, wishes: &[Wish]) -> Self {
-        let node = |number| {
-            let is_last = number == stages;
-            let (room, idle) = (TokenCount::new(ROOM), Duration::from_secs(600));
-            let config = WorkerConfig { room, width: WIDTH, dtype: Dtype::F32, is_last, idle };
-            let mut worker = Worker::new(config);
-            let welcome = Welcome { version: 1, credits: CREDITS, kv_free: TokenCount::ZERO };
-            worker.handle(Event::Welcomed(welcome), Timestamp::ZERO, &mut Vec::new());
-            let (from_above, from_below, calls) = Default::default();
-            Node { worker, toy: Toy::new(number, is_last), from_above, from_below, computing: None, calls }
-        };
         let asked = wishes.iter().zip(1..).map(|(wish, session)| Asked {
             wish: wish.clone(),
             of: Of { session: JobId::from_bits(session), epoch: Epoch::new(1) },
@@ -226,12 +81,10 @@ impl World {
             ended: false,
         });
         let mut world = Self {
-            nodes: (1..=stages).map(node).collect(),
-            to_head: VecDeque::new(),
+            chain: Chain::new(stages, false),
             refusals: Vec::new(),
             credit: CREDITS,
             asked: asked.collect(),
-            now: 0,
         };
         for asked in &world.asked {
             let most = asked.wish.prompt.len() + asked.wish.count;
@@ -241,37 +94,16 @@ impl World {
                 sampling: Sampling::default(),
                 picks: TokenCount::ZERO,
             };
-            world.nodes[0].from_above.push_back(Head::KvCacheInit(init).into());
+            world.chain.nodes[0].from_above.push_back(Head::KvCacheInit(init).into());
         }
         world
-    }
-
-    fn handle(&mut self, at: usize, event: Event) {
-        let mut effects = Vec::new();
-        self.nodes[at].worker.handle(event, Timestamp::from_millis(self.now), &mut effects);
-        for effect in effects {
-            match effect {
-                Effect::Send { to: Side::Down, frame } => {
-                    self.nodes[at + 1].from_above.push_back(over_the_wire(&frame));
-                }
-                Effect::Send { to: Side::Up, frame } if at > 0 => {
-                    self.nodes[at - 1].from_below.push_back(over_the_wire(&frame));
-                }
-                Effect::Send { frame, .. } => self.to_head.push_back(over_the_wire(&frame)),
-                Effect::Stage(call) => self.nodes[at].calls.push_back(call),
-                Effect::HangUp(side) => panic!("shard {at} hangs up on {side:?}"),
-            }
-        }
-        let Node { from_above, .. } = &self.nodes[(at + 1).min(self.nodes.len() - 1)];
-        let steps = from_above.iter().filter(|frame| matches!(frame.head, Head::ForwardPass(_))).count();
-        assert!(steps <= CREDITS as usize, "{steps} steps on their way");
     }
 
     /// Sends a piece of a session if there is one to be sent.
     fn send(&mut self, number: usize) -> bool {
         let asked = &mut self.asked[number];
         if let Some((_, kind)) = asked.wish.breaks.take_if(|(left, _)| *left == 0).filter(|_| !asked.ended) {
-            let first = &mut self.nodes[0].from_above;
+            let first = &mut self.chain.nodes[0].from_above;
             match kind {
                 Break::Close => {
                     asked.ended = true;
@@ -307,12 +139,12 @@ impl World {
             *left -= 1;
         }
         self.credit -= 1;
-        self.nodes[0].from_above.push_back(Frame { head: Head::ForwardPass(step), payload });
+        self.chain.nodes[0].from_above.push_back(Frame { head: Head::ForwardPass(step), payload });
         true
     }
 
     fn at_head(&mut self) -> bool {
-        let Some(frame) = self.to_head.pop_front() else { return false };
+        let Some(frame) = self.chain.to_head.pop_front() else { return false };
         match frame.head {
             Head::Credit { steps } => self.credit += steps,
             Head::Error(refusal) => self.refusals.push(refusal),
@@ -331,12 +163,12 @@ impl World {
                 let answered = asked.tokens.len() - asked.wish.prompt.len();
                 if answered == asked.wish.count {
                     asked.ended = true;
-                    self.nodes[0].from_above.push_back(Head::Close(asked.of).into());
+                    self.chain.nodes[0].from_above.push_back(Head::Close(asked.of).into());
                 } else if let Some((_, back)) = asked.wish.back.take_if(|(after, _)| *after == answered) {
                     let to = asked.sent - back.min(asked.sent);
                     asked.tokens.truncate(to.max(asked.wish.prompt.len()).min(asked.sent));
                     let frame = asked.back_to(to.min(asked.tokens.len() - 1));
-                    self.nodes[0].from_above.push_back(frame);
+                    self.chain.nodes[0].from_above.push_back(frame);
                 }
             }
             other => panic!("{other:?}"),
@@ -346,43 +178,14 @@ impl World {
 
     /// One thing of what could happen next, by `choice`; false when nothing could.
     fn happens(&mut self, choice: usize) -> bool {
-        self.now += 1;
-        let (nodes, asked) = (self.nodes.len(), self.asked.len());
-        let kinds = 3 * nodes + asked + 1;
+        self.chain.now += 1;
+        let (inside, asked) = (self.chain.kinds(), self.asked.len());
+        let kinds = inside + asked + 1;
         (0..kinds).map(|turn| (choice + turn) % kinds).any(|kind| match kind {
-            kind if kind < 3 * nodes => {
-                let at = kind / 3;
-                match kind % 3 {
-                    0 => self.nodes[at].from_above.pop_front().map(|frame| (Side::Up, frame)),
-                    1 => self.nodes[at].from_below.pop_front().map(|frame| (Side::Down, frame)),
-                    _ => return self.stage(at),
-                }
-                .map(|(from, frame)| self.handle(at, Event::Arrived { from, frame }))
-                .is_some()
-            }
-            kind if kind < 3 * nodes + asked => self.send(kind - 3 * nodes),
+            kind if kind < inside => self.chain.happens(kind),
+            kind if kind < inside + asked => self.send(kind - inside),
             _ => self.at_head(),
         })
-    }
-
-    /// The stage begins or ends one thing.
-    fn stage(&mut self, at: usize) -> bool {
-        let node = &mut self.nodes[at];
-        if let Some(steps) = node.computing.take() {
-            let outcome = node.toy.forward(&steps);
-            self.handle(at, Event::Computed { outcome, took: Duration::from_millis(1) });
-            return true;
-        }
-        match node.calls.pop_front() {
-            None => return false,
-            Some(Call::Open { session, opening }) => {
-                node.toy.open(session, &opening).expect("a toy takes all");
-            }
-            Some(Call::Forward(steps)) => node.computing = Some(steps),
-            Some(Call::Trim { session, position }) => node.toy.trim(session, position),
-            Some(Call::Close(session)) => node.toy.close(session),
-        }
-        true
     }
 }
 
@@ -422,7 +225,7 @@ proptest! {
             let answer = &asked.tokens[wish.prompt.len()..];
             prop_assert_eq!(answer, &expected[..answer.len()]);
         }
-        for node in &world.nodes {
+        for node in &world.chain.nodes {
             prop_assert_eq!(node.worker.ledger().free(), TokenCount::new(ROOM));
             prop_assert!(node.toy.sessions.is_empty());
         }
@@ -436,7 +239,7 @@ fn what_a_shard_cannot_do_is_told_to_the_head() {
     let check = |head: Head, payload: &[u8], expected: Code| {
         let mut world = World::new(3, std::slice::from_ref(&wish));
         let frame = Frame { head, payload: Bytes::copy_from_slice(payload) };
-        world.nodes[0].from_above.push_back(frame.clone());
+        world.chain.nodes[0].from_above.push_back(frame.clone());
         while world.happens(0) {}
         let codes: Vec<Code> = world.refusals.iter().map(|refusal| refusal.code).collect();
         assert_eq!(codes, [expected]);

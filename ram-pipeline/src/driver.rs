@@ -1,0 +1,291 @@
+//! The head's part in a pipeline: which tokens go in, and what comes of them.
+//!
+//! ```text
+//! request -- pieces of the prompt, then token by token --> first shard … last shard
+//!         <----------------------- the token that was picked -----------------'
+//! ```
+//!
+//! The head alone knows the words. [`Driver`] does no I/O: it takes what happened and says what is to be done. What goes to
+//! the first shard has the tokens themselves as payload, 32 bits each, for who holds the first layers holds the
+//! embedding; that shard is the head's own and no frame of it leaves the machine.
+//!
+//! A token of an answer goes before any piece of a prompt, and prompts take turns, piece by piece: so a long one holds up
+//! nobody. How many steps are on their way is bounded by the first shard's credit.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use ram_core::id::{Epoch, JobId};
+use ram_core::job::Sampling;
+use ram_core::units::{Timestamp, TokenCount};
+use ram_proto::frame::{
+    Code, Frame, Head, KvCacheInit, Logprob, Of, PrefixHash, Refusal, Spent, Step, StepResult, Want,
+};
+use ram_proto::tensor::{Dtype, Shape};
+
+/// What is to be answered.
+#[derive(Clone, PartialEq)]
+pub struct Request {
+    /// Names it.
+    pub session: JobId,
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// Tokens of the answer at most.
+    pub tokens_max: TokenCount,
+    /// How they are picked.
+    pub sampling: Sampling,
+    /// When nobody waits any more.
+    pub deadline: Timestamp,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody asks.
+    Submit(Request),
+    /// A frame came from the first shard or the last one.
+    Arrived(Frame),
+    /// An answer is long enough, or nobody waits for it.
+    Enough(JobId),
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq)]
+pub enum Effect {
+    /// Give the first shard a frame.
+    Send(Frame),
+    /// More of an answer.
+    Token {
+        /// Of which session.
+        session: JobId,
+        /// The token.
+        token: u32,
+        /// How likely it was, if asked for.
+        logprob: Option<Logprob>,
+        /// What the shards took for it.
+        spent: Spent,
+    },
+    /// An answer has ended.
+    Ended {
+        /// Of which session.
+        session: JobId,
+        /// Why.
+        end: End,
+    },
+}
+
+/// Why an answer has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It has all the tokens that it may have.
+    Length,
+    /// It was said to be enough.
+    Enough,
+    /// It could not go on.
+    Failed(Code),
+}
+
+/// The machine.
+#[derive(Debug)]
+pub struct Driver {
+    epoch: Epoch,
+    /// Tokens of a piece of a prompt.
+    piece: u32,
+    credit: u32,
+    sessions: BTreeMap<JobId, Session>,
+    /// Sessions whose next token of the answer is to be sent, then those with more of a prompt.
+    answers: VecDeque<JobId>,
+    prompts: VecDeque<JobId>,
+}
+
+/// A session in the middle.
+struct Session {
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    prompt: usize,
+    tokens_max: usize,
+    deadline: Timestamp,
+    /// How many tokens were sent, and their hash.
+    sent: usize,
+    prefix: PrefixHash,
+}
+
+impl fmt::Debug for Session {
+    /// Sizes alone: tokens are words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tokens", &self.tokens.len())
+            .field("sent", &self.sent)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Request {
+    /// No words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (prompt, tokens_max) = (self.prompt.len(), self.tokens_max);
+        f.debug_struct("Request")
+            .field("session", &self.session)
+            .field("prompt", &prompt)
+            .field("tokens_max", &tokens_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Driver {
+    /// A head without sessions over a first shard that takes `credits` steps at once; prompts are sent in pieces of
+    /// `piece` tokens.
+    #[must_use]
+    pub fn new(epoch: Epoch, piece: NonZeroU32, credits: u32) -> Self {
+        let (sessions, answers, prompts) = Default::default();
+        Self { epoch, piece: piece.get(), credit: credits, sessions, answers, prompts }
+    }
+
+    /// How many answers are in the middle.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Takes what happened; appends what is to be done, in order.
+    pub fn handle(&mut self, event: Event, now: Timestamp, effects: &mut Vec<Effect>) {
+        match event {
+            Event::Submit(request) => self.submit(request, effects),
+            Event::Arrived(frame) => match frame.head {
+                Head::Credit { steps } => self.credit = self.credit.saturating_add(steps),
+                Head::Result(result) => self.result(result, effects),
+                Head::Error(refusal) => self.refused(refusal, effects),
+                // Whose heartbeats and other words are heard is the shell's business.
+                _ => {}
+            },
+            Event::Enough(session) => self.end(session, End::Enough, effects),
+        }
+        self.send(now, effects);
+    }
+
+    fn submit(&mut self, request: Request, effects: &mut Vec<Effect>) {
+        let Request { session, prompt, tokens_max, sampling, deadline } = request;
+        let most = TokenCount::new(prompt.len() as u64).checked_add(tokens_max);
+        let refusal = match most {
+            _ if self.sessions.contains_key(&session) => Some(Code::Protocol),
+            Some(most)
+                if !prompt.is_empty()
+                    && tokens_max > TokenCount::ZERO
+                    && u32::try_from(most.get()).is_ok() =>
+            {
+                None
+            }
+            _ => Some(Code::WrongShape),
+        };
+        if let Some(code) = refusal {
+            effects.push(Effect::Ended { session, end: End::Failed(code) });
+            return;
+        }
+        let of = Of { session, epoch: self.epoch };
+        // Only a penalty of repetition looks at the prompt.
+        let counts = (sampling.repetition_penalty - 1.0).abs() > 0.0;
+        let payload = if counts { words(&prompt) } else { Bytes::new() };
+        let positions = most.unwrap_or(TokenCount::MAX);
+        let head = Head::KvCacheInit(KvCacheInit { of, positions, sampling, picks: TokenCount::ZERO });
+        effects.push(Effect::Send(Frame { head, payload }));
+        let (length, prefix) = (prompt.len(), PrefixHash::EMPTY);
+        let tokens_max = usize::try_from(tokens_max.get()).unwrap_or(usize::MAX);
+        let held = Session { tokens: prompt, prompt: length, tokens_max, deadline, sent: 0, prefix };
+        self.sessions.insert(session, held);
+        self.prompts.push_back(session);
+    }
+
+    /// Sends what there is credit for.
+    fn send(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        while self.credit > 0 {
+            let next = self.answers.pop_front().or_else(|| self.prompts.pop_front());
+            let Some(session) = next else { return };
+            let Some(held) = self.sessions.get_mut(&session) else { continue };
+            let left = held.deadline.since(now);
+            if left == Duration::ZERO {
+                self.end(session, End::Failed(Code::DeadlineExceeded), effects);
+                continue;
+            }
+            let of = Of { session, epoch: self.epoch };
+            effects.push(Effect::Send(held.piece(of, self.piece, left)));
+            self.credit -= 1;
+            if held.sent < held.tokens.len() {
+                self.prompts.push_back(session);
+            }
+        }
+    }
+
+    fn result(&mut self, result: StepResult, effects: &mut Vec<Effect>) {
+        let StepResult { of: Of { session, epoch }, position, token, logprob, spent, .. } = result;
+        let Some(held) = self.sessions.get_mut(&session).filter(|_| epoch == self.epoch) else { return };
+        let Some(token) = token else { return };
+        if position as usize != held.tokens.len() || held.sent != held.tokens.len() {
+            self.end(session, End::Failed(Code::Protocol), effects);
+            return;
+        }
+        held.tokens.push(token);
+        let is_last = held.tokens.len() - held.prompt >= held.tokens_max;
+        effects.push(Effect::Token { session, token, logprob, spent });
+        if is_last {
+            self.end(session, End::Length, effects);
+        } else {
+            self.answers.push_back(session);
+        }
+    }
+
+    fn refused(&mut self, Refusal { of, code, .. }: Refusal, effects: &mut Vec<Effect>) {
+        match of {
+            Some(of) if of.epoch == self.epoch => self.end(of.session, End::Failed(code), effects),
+            Some(_) => {}
+            None => {
+                let all: Vec<JobId> = self.sessions.keys().copied().collect();
+                all.into_iter().for_each(|session| self.end(session, End::Failed(code), effects));
+            }
+        }
+    }
+
+    fn end(&mut self, session: JobId, end: End, effects: &mut Vec<Effect>) {
+        if self.sessions.remove(&session).is_some() {
+            let of = Of { session, epoch: self.epoch };
+            self.answers.retain(|other| *other != session);
+            self.prompts.retain(|other| *other != session);
+            effects.push(Effect::Send(Head::Close(of).into()));
+            effects.push(Effect::Ended { session, end });
+        }
+    }
+}
+
+impl Session {
+    /// The next tokens, `most` at once.
+    fn piece(&mut self, of: Of, most: u32, left: Duration) -> Frame {
+        let end = self.tokens.len().min(self.sent + most as usize);
+        let tokens = &self.tokens[self.sent..end];
+        let after = self.prefix.with(tokens);
+        let narrow =
+            |count: usize| u32::try_from(count).expect("a session has fewer tokens than 32 bits count");
+        let step = Step {
+            of,
+            position: narrow(self.sent),
+            shape: Shape { rows: narrow(tokens.len()), cols: 1 },
+            dtype: Dtype::F32,
+            prefix: self.prefix,
+            after,
+            want: if end == self.tokens.len() { Want::Token } else { Want::Nothing },
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            spent: Spent::default(),
+        };
+        let frame = Frame { head: Head::ForwardPass(step), payload: words(tokens) };
+        (self.sent, self.prefix) = (end, after);
+        frame
+    }
+}
+
+/// Tokens as bytes.
+fn words(tokens: &[u32]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(4 * tokens.len());
+    tokens.iter().for_each(|token| bytes.put_u32_le(*token));
+    bytes.freeze()
+}

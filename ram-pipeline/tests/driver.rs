@@ -1,0 +1,174 @@
+//! A head's driver over chains of workers, under seeds: every request gets the answer that the whole model gives, whatever
+//! is asked beside it, or ends with a reason.
+
+mod world;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use proptest::prelude::*;
+use ram_core::id::{Epoch, JobId};
+use ram_core::job::Sampling;
+use ram_core::units::{Timestamp, TokenCount};
+use ram_pipeline::driver::{Driver, Effect, End, Event, Request};
+use ram_proto::frame::{Code, Frame, Head, Refusal};
+
+use self::world::{CREDITS, Chain, ROOM, whole};
+
+/// What somebody wants.
+#[derive(Clone, Debug)]
+struct Wish {
+    prompt: Vec<u32>,
+    count: u64,
+    /// After so many tokens it is enough.
+    enough: Option<usize>,
+    /// Nobody waits any longer than so many milliseconds.
+    patience: u64,
+}
+
+fn number(session: JobId) -> usize {
+    usize::try_from(session.bits()).expect("a small number")
+}
+
+struct World {
+    chain: Chain,
+    driver: Driver,
+    wishes: Vec<Wish>,
+    /// The next wish.
+    next: usize,
+    answers: BTreeMap<JobId, (Vec<u32>, Option<End>)>,
+}
+
+impl World {
+    fn new(stages: u32, piece: u32, wishes: Vec<Wish>) -> Self {
+        let piece = NonZeroU32::new(piece).expect("a piece has a token");
+        let driver = Driver::new(Epoch::new(1), piece, CREDITS);
+        Self { chain: Chain::new(stages, true), driver, wishes, next: 0, answers: BTreeMap::new() }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let (mut effects, now) = (Vec::new(), Timestamp::from_millis(self.chain.now));
+        self.driver.handle(event, now, &mut effects);
+        let mut enough = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Send(frame) => self.chain.nodes[0].from_above.push_back(frame),
+                Effect::Token { session, token, .. } => {
+                    let (answer, end) = self.answers.get_mut(&session).expect("a session that was asked for");
+                    assert!(end.is_none(), "nothing comes after the end");
+                    answer.push(token);
+                    if self.wishes[number(session)].enough == Some(answer.len()) {
+                        enough.push(session);
+                    }
+                }
+                Effect::Ended { session, end } => {
+                    let ended =
+                        self.answers.get_mut(&session).expect("a session that was asked for").1.replace(end);
+                    assert_eq!(ended, None, "it ends once");
+                }
+            }
+        }
+        for session in enough {
+            self.handle(Event::Enough(session));
+        }
+    }
+
+    fn submit(&mut self) -> bool {
+        let Some(wish) = self.wishes.get(self.next) else { return false };
+        let session = JobId::from_bits(self.next as u128);
+        let request = Request {
+            session,
+            prompt: wish.prompt.clone(),
+            tokens_max: TokenCount::new(wish.count),
+            sampling: Sampling::default(),
+            deadline: Timestamp::from_millis(self.chain.now.saturating_add(wish.patience)),
+        };
+        self.next += 1;
+        self.answers.insert(session, (Vec::new(), None));
+        self.handle(Event::Submit(request));
+        true
+    }
+
+    fn happens(&mut self, choice: usize) -> bool {
+        self.chain.now += 1;
+        let inside = self.chain.kinds();
+        let kinds = inside + 2;
+        (0..kinds).map(|turn| (choice + turn) % kinds).any(|kind| match kind {
+            kind if kind < inside => self.chain.happens(kind),
+            kind if kind == inside => self.submit(),
+            _ => self.chain.to_head.pop_front().map(|frame| self.handle(Event::Arrived(frame))).is_some(),
+        })
+    }
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    let prompt = prop::collection::vec(0_u32..1000, 1..60);
+    let patience = prop_oneof![4 => Just(u64::MAX), 1 => 1_u64..300];
+    (prompt, 1_u64..12, prop::option::weighted(0.3, 1_usize..6), patience)
+        .prop_map(|(prompt, count, enough, patience)| Wish { prompt, count, enough, patience })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn every_request_gets_its_own_answer_or_a_reason(
+        (stages, piece) in (1_u32..6, 1_u32..30),
+        wishes in prop::collection::vec(wish(), 1..16),
+        choices in prop::collection::vec(any::<prop::sample::Index>(), 1..400),
+    ) {
+        let mut world = World::new(stages, piece, wishes.clone());
+        for choice in choices.iter().cycle().take(200_000) {
+            if !world.happens(choice.index(10_000)) {
+                break;
+            }
+        }
+        prop_assert_eq!((world.driver.running(), world.answers.len()), (0, wishes.len()));
+        for (wish, (answer, end)) in wishes.iter().zip(world.answers.values()) {
+            let expected = whole(stages, &wish.prompt, usize::try_from(wish.count).unwrap());
+            prop_assert_eq!(&answer[..], &expected[..answer.len()]);
+            let most = wish.prompt.len() as u64 + wish.count;
+            match end.expect("each ends") {
+                End::Length => prop_assert_eq!(answer.len(), expected.len()),
+                End::Enough => prop_assert_eq!(Some(answer.len()), wish.enough),
+                End::Failed(Code::Busy) => prop_assert!(answer.is_empty() && wishes.len() > 1 && most <= ROOM),
+                End::Failed(Code::DeadlineExceeded) => prop_assert!(wish.patience < 300),
+                End::Failed(code) => prop_assert!(false, "{code:?}"),
+            }
+        }
+        for node in &world.chain.nodes {
+            prop_assert_eq!(node.worker.ledger().free(), TokenCount::new(ROOM));
+            prop_assert!(node.toy.sessions.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused_at_once() {
+    let check = |prompt: &[u32], count, expected| {
+        let wish = Wish { prompt: prompt.to_vec(), count, enough: None, patience: u64::MAX };
+        let mut world = World::new(2, 8, vec![wish]);
+        world.submit();
+        while world.happens(0) {}
+        assert_eq!(world.answers[&JobId::from_bits(0)], (Vec::new(), Some(End::Failed(expected))));
+    };
+    check(&[], 3, Code::WrongShape);
+    check(&[1], 0, Code::WrongShape);
+    check(&[1], u64::MAX, Code::WrongShape);
+    check(&[1; 300], 101, Code::WrongShape);
+}
+
+#[test]
+fn when_the_chain_breaks_every_answer_ends_with_that() {
+    let wish = Wish { prompt: vec![5; 20], count: 9, enough: None, patience: u64::MAX };
+    let mut world = World::new(3, 4, vec![wish; 3]);
+    for choice in 0..60 {
+        world.happens(choice * 7);
+    }
+    assert!(world.driver.running() > 0);
+    let refusal = Refusal { of: None, code: Code::LinkLost, retry_after_ms: None };
+    world.handle(Event::Arrived(Frame::from(Head::Error(refusal))));
+    assert_eq!(world.driver.running(), 0);
+    let failed = Some(End::Failed(Code::LinkLost));
+    assert!(world.answers.values().all(|(_, end)| *end == failed || *end == Some(End::Length)));
+}
