@@ -11,6 +11,10 @@
 //!
 //! A token of an answer goes before any piece of a prompt, and prompts take turns, piece by piece: so a long one holds up
 //! nobody. How many steps are on their way is bounded by the first shard's credit.
+//!
+//! When a shard is lost and the chain is whole again, in a new epoch, every session begins anew there with all its tokens,
+//! prompt and answer, and the sampler with the number of the next pick: the text goes on as if nothing had been. Of the
+//! epoch before nothing is heard any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -50,6 +54,17 @@ pub enum Event {
     Arrived(Frame),
     /// An answer is long enough, or nobody waits for it.
     Enough(JobId),
+    /// There is no other chain to be had: what is in the middle ends with this.
+    Hopeless(Code),
+    /// There is another chain, without sessions.
+    Rebuilt {
+        /// Its epoch, later than that of the one before.
+        epoch: Epoch,
+        /// Steps that its first shard takes at once.
+        credits: u32,
+    },
+    /// Some time has passed.
+    Tick,
 }
 
 /// What is to be done.
@@ -107,6 +122,7 @@ struct Session {
     tokens: Vec<u32>,
     prompt: usize,
     tokens_max: usize,
+    sampling: Sampling,
     deadline: Timestamp,
     /// How many tokens were sent, and their hash.
     sent: usize,
@@ -162,6 +178,12 @@ impl Driver {
                 _ => {}
             },
             Event::Enough(session) => self.end(session, End::Enough, effects),
+            Event::Rebuilt { epoch, credits } => self.begin_anew(epoch, credits, effects),
+            Event::Hopeless(code) => self.end_where(|_| true, End::Failed(code), effects),
+            Event::Tick => {
+                let is_late = |held: &Session| held.deadline <= now;
+                self.end_where(is_late, End::Failed(Code::DeadlineExceeded), effects);
+            }
         }
         self.send(now, effects);
     }
@@ -184,18 +206,24 @@ impl Driver {
             effects.push(Effect::Ended { session, end: End::Failed(code) });
             return;
         }
-        let of = Of { session, epoch: self.epoch };
-        // Only a penalty of repetition looks at the prompt.
-        let counts = (sampling.repetition_penalty - 1.0).abs() > 0.0;
-        let payload = if counts { words(&prompt) } else { Bytes::new() };
-        let positions = most.unwrap_or(TokenCount::MAX);
-        let head = Head::KvCacheInit(KvCacheInit { of, positions, sampling, picks: TokenCount::ZERO });
-        effects.push(Effect::Send(Frame { head, payload }));
         let (length, prefix) = (prompt.len(), PrefixHash::EMPTY);
         let tokens_max = usize::try_from(tokens_max.get()).unwrap_or(usize::MAX);
-        let held = Session { tokens: prompt, prompt: length, tokens_max, deadline, sent: 0, prefix };
+        let held =
+            Session { tokens: prompt, prompt: length, tokens_max, sampling, deadline, sent: 0, prefix };
+        effects.push(Effect::Send(held.opening(Of { session, epoch: self.epoch })));
         self.sessions.insert(session, held);
         self.prompts.push_back(session);
+    }
+
+    /// Has every session begin anew in another chain.
+    fn begin_anew(&mut self, epoch: Epoch, credits: u32, effects: &mut Vec<Effect>) {
+        (self.epoch, self.credit) = (epoch, credits);
+        self.answers.clear();
+        self.prompts = self.sessions.keys().copied().collect();
+        for (&session, held) in &mut self.sessions {
+            (held.sent, held.prefix) = (0, PrefixHash::EMPTY);
+            effects.push(Effect::Send(held.opening(Of { session, epoch })));
+        }
     }
 
     /// Sends what there is credit for.
@@ -240,10 +268,15 @@ impl Driver {
         match of {
             Some(of) if of.epoch == self.epoch => self.end(of.session, End::Failed(code), effects),
             Some(_) => {}
-            None => {
-                let all: Vec<JobId> = self.sessions.keys().copied().collect();
-                all.into_iter().for_each(|session| self.end(session, End::Failed(code), effects));
-            }
+            // The chain is broken. Whether there will be another one is for the group to say.
+            None => self.credit = 0,
+        }
+    }
+
+    fn end_where(&mut self, ends: impl Fn(&Session) -> bool, end: End, effects: &mut Vec<Effect>) {
+        let ended = self.sessions.iter().filter(|(_, held)| ends(held)).map(|(session, _)| *session);
+        for session in ended.collect::<Vec<_>>() {
+            self.end(session, end, effects);
         }
     }
 
@@ -259,6 +292,27 @@ impl Driver {
 }
 
 impl Session {
+    /// How it begins, from its first token on.
+    fn opening(&self, of: Of) -> Frame {
+        let Sampling { frequency_penalty, presence_penalty, repetition_penalty, .. } = self.sampling;
+        let answer = &self.tokens[self.prompt..];
+        // Who samples is told of words if a penalty looks at them, and of no others.
+        let seen = if has_effect(repetition_penalty, 1.0) {
+            &self.tokens[..]
+        } else if has_effect(frequency_penalty, 0.0) || has_effect(presence_penalty, 0.0) {
+            answer
+        } else {
+            &[]
+        };
+        let head = Head::KvCacheInit(KvCacheInit {
+            of,
+            positions: TokenCount::new(self.prompt.saturating_add(self.tokens_max) as u64),
+            sampling: self.sampling.clone(),
+            picks: TokenCount::new(answer.len() as u64),
+        });
+        Frame { head, payload: words(seen) }
+    }
+
     /// The next tokens, `most` at once.
     fn piece(&mut self, of: Of, most: u32, left: Duration) -> Frame {
         let end = self.tokens.len().min(self.sent + most as usize);
@@ -281,6 +335,11 @@ impl Session {
         (self.sent, self.prefix) = (end, after);
         frame
     }
+}
+
+/// Whether a factor or summand differs from the one that changes nothing.
+fn has_effect(setting: f32, neutral: f32) -> bool {
+    setting.to_bits() != neutral.to_bits()
 }
 
 /// Tokens as bytes.

@@ -194,6 +194,12 @@ impl Ledger {
         closed.is_some()
     }
 
+    /// The sessions of earlier epochs than this one.
+    #[must_use]
+    pub fn before(&self, epoch: Epoch) -> Vec<JobId> {
+        self.sessions.iter().filter(|(_, held)| held.epoch < epoch).map(|(session, _)| *session).collect()
+    }
+
     /// Gives up the sessions of which nothing was heard for too long, but for those with steps on their way; says which.
     pub fn expire(&mut self, now: Timestamp) -> Vec<JobId> {
         let idle = |held: &Session| held.on_their_way == 0 && now.since(held.used) >= self.idle;

@@ -18,13 +18,15 @@ pub trait Stage {
     /// [`Code`], when there is no memory or a setting is not understood.
     fn open(&mut self, session: JobId, opening: &Opening) -> Result<(), Code>;
 
-    /// Computes steps of different sessions, or of one in their order, in one pass; an answer for each.
+    /// Computes steps of different sessions in one pass; an answer for each. A step at an earlier position than was
+    /// computed takes back what lies there and behind, picks included; one of a session that is not here (it was ended
+    /// while its step waited) is answered with nothing.
     ///
     /// # Errors
     /// [`Code`], when the pass failed: then all its sessions are as they were before.
     fn forward(&mut self, steps: &[StageStep]) -> Result<Vec<StageOutput>, Code>;
 
-    /// Forgets what a session has from `position` on.
+    /// Forgets what a session has from `position` on, the picks behind it included.
     fn trim(&mut self, session: JobId, position: u32);
 
     /// Ends a session.
@@ -38,7 +40,7 @@ pub struct Opening {
     pub positions: TokenCount,
     /// How its tokens are picked, by who holds the head.
     pub sampling: Sampling,
-    /// Tokens that the sampler counts as seen, of prompt and answer.
+    /// Tokens that the sampler counts as seen, if its settings look at any: the last `picks` are of the answer.
     pub seen: Vec<u32>,
     /// How many tokens were picked before: the number of the first pick here.
     pub picks: TokenCount,

@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ram_core::id::JobId;
+use ram_core::id::{Epoch, JobId};
 use ram_core::units::{Timestamp, TokenCount};
 use ram_proto::frame::{
     Code, Frame, Head, Heartbeat, KvCacheInit, Of, Refusal, Spent, Step, StepResult, Trim, Welcome,
@@ -66,6 +66,8 @@ pub enum Event {
     },
     /// The shard behind has welcomed this one.
     Welcomed(Welcome),
+    /// The group goes on in another epoch, over other links: sessions of earlier ones are void.
+    Rebuilt(Epoch),
     /// A link is gone.
     Lost(Side),
     /// The stage has done the batch.
@@ -185,8 +187,9 @@ impl Worker {
                 _ => effects.push(Effect::HangUp(Side::Results)),
             },
             Event::Welcomed(welcome) => self.credit = welcome.credits,
-            // Who is above closes or resumes its sessions; who is below is replaced, and the head says with what.
-            Event::Lost(Side::Up) => {}
+            Event::Rebuilt(epoch) => self.rebuilt(epoch, effects),
+            // The head will come again in another epoch, or its sessions expire.
+            Event::Lost(Side::Up) => self.queue.clear(),
             Event::Lost(Side::Down | Side::Results) => {
                 self.outbox.clear();
                 self.credit = 0;
@@ -300,6 +303,17 @@ impl Worker {
             self.drop_steps(session, effects);
             effects.push(Effect::Stage(Call::Close(session)));
         }
+    }
+
+    fn rebuilt(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
+        for session in self.ledger.before(epoch) {
+            self.ledger.close(session);
+            effects.push(Effect::Stage(Call::Close(session)));
+        }
+        // Credit was of the links of before.
+        self.queue.clear();
+        self.outbox.clear();
+        self.credit = 0;
     }
 
     fn open_failed(&mut self, session: JobId, code: Code, effects: &mut Vec<Effect>) {
@@ -516,7 +530,6 @@ const CREDIT_MAX: u32 = 1024;
 
 #[cfg(test)]
 mod tests {
-    use ram_core::id::Epoch;
     use ram_core::job::Sampling;
     use ram_proto::frame::{PrefixHash, Want};
 

@@ -11,7 +11,7 @@ use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::units::{Timestamp, TokenCount};
 use ram_pipeline::driver::{Driver, Effect, End, Event, Request};
-use ram_proto::frame::{Code, Frame, Head, Refusal};
+use ram_proto::frame::Code;
 
 use self::world::{CREDITS, Chain, ROOM, whole};
 
@@ -37,13 +37,19 @@ struct World {
     /// The next wish.
     next: usize,
     answers: BTreeMap<JobId, (Vec<u32>, Option<End>)>,
+    /// Shards that will die, as numbers for whatever chain there is.
+    deaths: Vec<usize>,
+    epoch: Epoch,
+    /// Whether a shard died and the chain is not whole again.
+    broken: bool,
 }
 
 impl World {
-    fn new(stages: u32, piece: u32, wishes: Vec<Wish>) -> Self {
+    fn new(stages: u32, piece: u32, wishes: Vec<Wish>, deaths: Vec<usize>) -> Self {
         let piece = NonZeroU32::new(piece).expect("a piece has a token");
-        let driver = Driver::new(Epoch::new(1), piece, CREDITS);
-        Self { chain: Chain::new(stages, true), driver, wishes, next: 0, answers: BTreeMap::new() }
+        let (chain, epoch) = (Chain::new(stages, true), Epoch::new(1));
+        let driver = Driver::new(epoch, piece, CREDITS);
+        Self { chain, driver, wishes, next: 0, answers: BTreeMap::new(), deaths, epoch, broken: false }
     }
 
     fn handle(&mut self, event: Event) {
@@ -89,13 +95,39 @@ impl World {
         true
     }
 
+    /// A shard behind the head's own dies, if one is to.
+    fn dies(&mut self) {
+        let behind = self.chain.nodes.len() - 1;
+        if behind > 0
+            && let Some(death) = self.deaths.pop()
+        {
+            self.broken = true;
+            self.chain.kill(1 + death % behind);
+        }
+    }
+
+    /// There is another chain, if the one before was broken.
+    fn is_whole_again(&mut self) -> bool {
+        let was_broken = std::mem::take(&mut self.broken);
+        if was_broken {
+            self.epoch = self.epoch.next();
+            self.chain.rebuild(self.epoch);
+            self.handle(Event::Rebuilt { epoch: self.epoch, credits: CREDITS });
+        }
+        was_broken
+    }
+
     fn happens(&mut self, choice: usize) -> bool {
         self.chain.now += 1;
+        if !self.broken && choice % 37 == 5 {
+            self.dies();
+        }
         let inside = self.chain.kinds();
-        let kinds = inside + 2;
+        let kinds = inside + 3;
         (0..kinds).map(|turn| (choice + turn) % kinds).any(|kind| match kind {
             kind if kind < inside => self.chain.happens(kind),
             kind if kind == inside => self.submit(),
+            kind if kind == inside + 1 => self.is_whole_again(),
             _ => self.chain.to_head.pop_front().map(|frame| self.handle(Event::Arrived(frame))).is_some(),
         })
     }
@@ -112,12 +144,13 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
-    fn every_request_gets_its_own_answer_or_a_reason(
+    fn every_request_gets_its_own_answer_whatever_shards_die(
         (stages, piece) in (1_u32..6, 1_u32..30),
         wishes in prop::collection::vec(wish(), 1..16),
+        deaths in prop::collection::vec(any::<usize>(), 0..6),
         choices in prop::collection::vec(any::<prop::sample::Index>(), 1..400),
     ) {
-        let mut world = World::new(stages, piece, wishes.clone());
+        let mut world = World::new(stages, piece, wishes.clone(), deaths);
         for choice in choices.iter().cycle().take(200_000) {
             if !world.happens(choice.index(10_000)) {
                 break;
@@ -147,7 +180,7 @@ proptest! {
 fn a_request_that_makes_no_sense_is_refused_at_once() {
     let check = |prompt: &[u32], count, expected| {
         let wish = Wish { prompt: prompt.to_vec(), count, enough: None, patience: u64::MAX };
-        let mut world = World::new(2, 8, vec![wish]);
+        let mut world = World::new(2, 8, vec![wish], Vec::new());
         world.submit();
         while world.happens(0) {}
         assert_eq!(world.answers[&JobId::from_bits(0)], (Vec::new(), Some(End::Failed(expected))));
@@ -159,16 +192,29 @@ fn a_request_that_makes_no_sense_is_refused_at_once() {
 }
 
 #[test]
-fn when_the_chain_breaks_every_answer_ends_with_that() {
-    let wish = Wish { prompt: vec![5; 20], count: 9, enough: None, patience: u64::MAX };
-    let mut world = World::new(3, 4, vec![wish; 3]);
-    for choice in 0..60 {
-        world.happens(choice * 7);
-    }
-    assert!(world.driver.running() > 0);
-    let refusal = Refusal { of: None, code: Code::LinkLost, retry_after_ms: None };
-    world.handle(Event::Arrived(Frame::from(Head::Error(refusal))));
-    assert_eq!(world.driver.running(), 0);
-    let failed = Some(End::Failed(Code::LinkLost));
-    assert!(world.answers.values().all(|(_, end)| *end == failed || *end == Some(End::Length)));
+fn without_another_chain_every_answer_ends_with_a_reason() {
+    let wish = Wish { prompt: vec![5; 20], count: 9, enough: None, patience: 500 };
+    let broken = || {
+        let mut world = World::new(3, 4, vec![wish.clone(); 3], Vec::new());
+        while world.submit() {}
+        for choice in 0..40 {
+            world.happens(choice * 7);
+        }
+        world.chain.kill(2);
+        while world.happens(0) {}
+        assert_eq!(world.driver.running(), 3);
+        world
+    };
+    let check = |mut world: World, event, code| {
+        world.handle(event);
+        assert_eq!(world.driver.running(), 0);
+        assert!(world.answers.values().all(|(_, end)| *end == Some(End::Failed(code))));
+    };
+    check(broken(), Event::Hopeless(Code::LinkLost), Code::LinkLost);
+    let mut late = broken();
+    late.chain.now = 499;
+    late.handle(Event::Tick);
+    assert_eq!(late.driver.running(), 3);
+    late.chain.now = 600;
+    check(late, Event::Tick, Code::DeadlineExceeded);
 }

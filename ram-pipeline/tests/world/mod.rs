@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use ram_core::id::JobId;
+use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::units::{Timestamp, TokenCount};
 use ram_pipeline::stage::{Input, Opening, Stage, StageOutput, StageStep};
@@ -25,7 +25,24 @@ pub(crate) const CREDITS: u32 = 3;
 pub(crate) struct Toy {
     number: u32,
     is_last: bool,
-    pub(crate) sessions: BTreeMap<JobId, (Opening, Vec<u32>)>,
+    pub(crate) sessions: BTreeMap<JobId, Kept>,
+}
+
+/// What a toy keeps of a session.
+pub(crate) struct Kept {
+    opening: Opening,
+    /// A number for each position.
+    keys: Vec<u32>,
+    /// Behind which positions tokens were picked.
+    picked: Vec<usize>,
+}
+
+impl Kept {
+    fn trim(&mut self, position: u32) {
+        let position = position as usize;
+        self.keys.truncate(position);
+        self.picked.retain(|at| *at <= position);
+    }
 }
 
 /// A whole number that f32 holds.
@@ -45,7 +62,8 @@ impl Toy {
 
 impl Stage for Toy {
     fn open(&mut self, session: JobId, opening: &Opening) -> Result<(), Code> {
-        self.sessions.insert(session, (opening.clone(), Vec::new()));
+        let kept = Kept { opening: opening.clone(), keys: Vec::new(), picked: Vec::new() };
+        self.sessions.insert(session, kept);
         Ok(())
     }
 
@@ -56,16 +74,15 @@ impl Stage for Toy {
                 Input::Hidden(hidden) => hidden.clone(),
             };
             // A session that was closed while its step waited for the stage.
-            let Some((opening, kept)) = self.sessions.get_mut(session) else {
-                return Ok(StageOutput::Nothing);
-            };
-            kept.truncate(*position as usize);
-            assert_eq!(kept.len(), *position as usize, "a step goes on where the session is");
+            let Some(kept) = self.sessions.get_mut(session) else { return Ok(StageOutput::Nothing) };
+            kept.trim(*position);
+            let Kept { opening, keys, picked } = kept;
+            assert_eq!(keys.len(), *position as usize, "a step goes on where the session is");
             let mut out = Vec::new();
             for row in hidden.chunks(WIDTH as usize) {
-                kept.push(row.iter().fold(self.number, |sum, x| mix(sum, number(*x))));
-                assert!(kept.len() as u64 <= opening.positions.get(), "within what was reserved");
-                let seen = kept.iter().fold(0, |sum, key| mix(sum, *key));
+                keys.push(row.iter().fold(self.number, |sum, x| mix(sum, number(*x))));
+                assert!(keys.len() as u64 <= opening.positions.get(), "within what was reserved");
+                let seen = keys.iter().fold(0, |sum, key| mix(sum, *key));
                 out.extend((0..WIDTH).map(|lane| mix(seen, lane) as f32));
             }
             Ok(match want {
@@ -73,9 +90,9 @@ impl Stage for Toy {
                 Want::Nothing => StageOutput::Nothing,
                 Want::Logits => StageOutput::Logits(out),
                 Want::Token => {
-                    let picks = opening.picks.get();
-                    opening.picks = TokenCount::new(picks + 1);
-                    StageOutput::Token { token: number(out[out.len() - 1]), logprob: None }
+                    let pick = opening.picks.get() as usize + picked.len();
+                    picked.push(keys.len());
+                    StageOutput::Token { token: mix(number(out[out.len() - 1]), pick as u32), logprob: None }
                 }
             })
         };
@@ -83,7 +100,7 @@ impl Stage for Toy {
     }
 
     fn trim(&mut self, session: JobId, position: u32) {
-        self.sessions.get_mut(&session).expect("a session that is held").1.truncate(position as usize);
+        self.sessions.get_mut(&session).expect("a session that is held").trim(position);
     }
 
     fn close(&mut self, session: JobId) {
@@ -136,6 +153,8 @@ pub(crate) struct Node {
     calls: VecDeque<Call>,
 }
 
+const WELCOME: Welcome = Welcome { version: 1, credits: CREDITS, kv_free: TokenCount::ZERO };
+
 /// A chain, and what is on its way to the head.
 pub(crate) struct Chain {
     pub(crate) nodes: Vec<Node>,
@@ -162,8 +181,7 @@ impl Chain {
             let (room, idle) = (TokenCount::new(ROOM), Duration::from_secs(600));
             let config = WorkerConfig { room, width: WIDTH, dtype: Dtype::F32, is_first, is_last, idle };
             let mut worker = Worker::new(config);
-            let welcome = Welcome { version: 1, credits: CREDITS, kv_free: TokenCount::ZERO };
-            worker.handle(Event::Welcomed(welcome), Timestamp::ZERO, &mut Vec::new());
+            worker.handle(Event::Welcomed(WELCOME), Timestamp::ZERO, &mut Vec::new());
             let (from_above, from_below, calls) = Default::default();
             Node { worker, toy: Toy::new(number, is_last), from_above, from_below, computing: None, calls }
         };
@@ -189,6 +207,37 @@ impl Chain {
         let Node { from_above, .. } = &self.nodes[(at + 1).min(self.nodes.len() - 1)];
         let steps = from_above.iter().filter(|frame| matches!(frame.head, Head::ForwardPass(_))).count();
         assert!(steps <= CREDITS as usize, "{steps} steps on their way");
+    }
+
+    /// A shard dies, and an empty one takes its place: those beside it hear of that, what was on its way is lost.
+    pub(crate) fn kill(&mut self, at: usize) {
+        let fresh = Self::new(self.nodes.len() as u32, true).nodes.swap_remove(at);
+        self.nodes[at] = fresh;
+        if let Some(above) = at.checked_sub(1) {
+            self.nodes[above].from_below.clear();
+            self.handle(above, Event::Lost(Side::Down));
+        }
+        if at + 1 < self.nodes.len() {
+            self.nodes[at + 1].from_above.clear();
+            self.handle(at + 1, Event::Lost(Side::Up));
+        }
+    }
+
+    /// All links are made anew, in another epoch.
+    pub(crate) fn rebuild(&mut self, epoch: Epoch) {
+        self.to_head.retain(|frame| matches!(frame.head, Head::Result(_)));
+        for at in 0..self.nodes.len() {
+            self.nodes[at].from_above.clear();
+            self.nodes[at].from_below.clear();
+            self.handle(at, Event::Rebuilt(epoch));
+            self.handle(at, Event::Welcomed(WELCOME));
+        }
+        // What was said of the links of before is not heard on the new ones.
+        for node in &mut self.nodes {
+            node.from_above.clear();
+            node.from_below.clear();
+        }
+        self.to_head.retain(|frame| matches!(frame.head, Head::Result(_)));
     }
 
     /// How many things could happen next, at most.

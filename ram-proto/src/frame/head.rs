@@ -19,8 +19,9 @@ pub enum Head {
     Hello(Hello),
     /// The answer: you are the one that was waited for.
     Welcome(Welcome),
-    /// Room for a session's keys and values. The payload are the tokens that the sampler counts as seen before, in
-    /// 32 bits each, little-endian; of use to the last shard alone.
+    /// Room for a session's keys and values. The payload are the tokens that the sampler counts as seen before, if its
+    /// settings look at any, in 32 bits each, little-endian: first of the prompt, the last `picks` of the answer. They
+    /// are of use to the last shard alone.
     KvCacheInit(KvCacheInit),
     /// Compute this, and send it on. The payload are activations.
     ForwardPass(Step),
