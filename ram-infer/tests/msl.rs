@@ -339,8 +339,8 @@ fn every_planted_mistake_is_found() {
 
 #[test]
 fn on_cuda_every_planted_mistake_is_found() {
-    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned; outputs between two
-    // runs of equal experts that are left out; a run that goes on past its end.
+    // Lanes that are left out of a sum; numbers that are cut, not rounded; the grid of rows, turned; outputs between
+    // two runs of equal experts that are left out; a run that goes on past its end.
     let mistakes = [
         ("distance = 16", "distance = 8"),
         ("whole + 0x7fffu + (whole >> 16 & 1u)", "whole"),

@@ -5,16 +5,16 @@
 //!         <----------------------- the token that was picked -----------------'
 //! ```
 //!
-//! The head alone knows the words. [`Driver`] does no I/O: it takes what happened and says what is to be done. What goes to
-//! the first shard has the tokens themselves as payload, 32 bits each, for who holds the first layers holds the
+//! The head alone knows the words. [`Driver`] does no I/O: it takes what happened and says what is to be done. What
+//! goes to the first shard has the tokens themselves as payload, 32 bits each, for who holds the first layers holds the
 //! embedding; that shard is the head's own and no frame of it leaves the machine.
 //!
-//! A token of an answer goes before any piece of a prompt, and prompts take turns, piece by piece: so a long one holds up
-//! nobody. How many steps are on their way is bounded by the first shard's credit.
+//! A token of an answer goes before any piece of a prompt, and prompts take turns, piece by piece: so a long one holds
+//! up nobody. How many steps are on their way is bounded by the first shard's credit.
 //!
-//! When a shard is lost and the chain is whole again, in a new epoch, every session begins anew there with all its tokens,
-//! prompt and answer, and the sampler with the number of the next pick: the text goes on as if nothing had been. Of the
-//! epoch before nothing is heard any more.
+//! When a shard is lost and the chain is whole again, in a new epoch, every session begins anew there with all its
+//! tokens, prompt and answer, and the sampler with the number of the next pick: the text goes on as if nothing had
+//! been. Of the epoch before nothing is heard any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;

@@ -87,8 +87,8 @@ impl Ledger {
     /// Reserves room for a session. One of the same id and an earlier epoch is void.
     ///
     /// # Errors
-    /// [`Code::Busy`] when there is no room now, [`Code::WrongShape`] when there never is; [`Code::WrongEpoch`] when the
-    /// session is here in this epoch or a later one.
+    /// [`Code::Busy`] when there is no room now, [`Code::WrongShape`] when there never is; [`Code::WrongEpoch`] when
+    /// the session is here in this epoch or a later one.
     pub fn open(&mut self, init: &KvCacheInit, now: Timestamp) -> Result<(), Code> {
         let Of { session, epoch } = init.of;
         if self.sessions.get(&session).is_some_and(|held| held.epoch >= epoch) {
@@ -200,7 +200,8 @@ impl Ledger {
         self.sessions.iter().filter(|(_, held)| held.epoch < epoch).map(|(session, _)| *session).collect()
     }
 
-    /// Gives up the sessions of which nothing was heard for too long, but for those with steps on their way; says which.
+    /// Gives up the sessions of which nothing was heard for too long, but for those with steps on their way; says
+    /// which.
     pub fn expire(&mut self, now: Timestamp) -> Vec<JobId> {
         let idle = |held: &Session| held.on_their_way == 0 && now.since(held.used) >= self.idle;
         let expired: Vec<JobId> =

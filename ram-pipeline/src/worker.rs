@@ -7,10 +7,10 @@
 //!                                          of the last shard:    -- results --> head
 //! ```
 //!
-//! [`Worker`] does no I/O: it takes what happened and says what is to be done. A batch is whatever is ready when the stage
-//! is free: nothing is waited for. Single tokens go first, and one longer piece of a prompt with them. What the shard
-//! behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows down
-//! those before it, and memory stays bounded.
+//! [`Worker`] does no I/O: it takes what happened and says what is to be done. A batch is whatever is ready when the
+//! stage is free: nothing is waited for. Single tokens go first, and one longer piece of a prompt with them. What the
+//! shard behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows
+//! down those before it, and memory stays bounded.
 
 use std::collections::VecDeque;
 use std::time::Duration;

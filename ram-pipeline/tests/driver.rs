@@ -1,5 +1,5 @@
-//! A head's driver over chains of workers, under seeds: every request gets the answer that the whole model gives, whatever
-//! is asked beside it, or ends with a reason.
+//! A head's driver over chains of workers, under seeds: every request gets the answer that the whole model gives,
+//! whatever is asked beside it, or ends with a reason.
 
 mod world;
 

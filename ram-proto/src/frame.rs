@@ -14,13 +14,12 @@
 //!    | -- TRIM, CANCEL, CLOSE, as KV_CACHE_INIT -> |
 //! ```
 //!
-//! HEARTBEAT goes both ways, once in [`HEARTBEAT_MS`]. A shard that takes the place of a lost one gets KV_CACHE_INIT and
-//! REPLAY from the shard before it. What cannot be done is answered by ERROR to whom it came from, and passed on to the
-//! head.
+//! HEARTBEAT goes both ways, once in [`HEARTBEAT_MS`]. REPLAY is a step for a shard that takes the place of a lost one.
+//! What cannot be done is answered by ERROR to whom it came from, and passed on to the head.
 //!
 //! Every head is an object tagged `type`. Unknown fields are ignored; a head of unknown type is answered with ERROR
-//! `unsupported` and is not fatal. [`Decoder`] does no I/O: push what arrived, then pull whole frames. What it refuses is
-//! the peer's fault: close the link.
+//! `unsupported` and is not fatal. [`Decoder`] does no I/O: push what arrived, then pull whole frames. What it refuses
+//! is the peer's fault: close the link.
 
 mod head;
 

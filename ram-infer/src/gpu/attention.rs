@@ -1,7 +1,7 @@
 //! Causal self-attention with shared key and value heads (GQA; Ainslie et al. 2023), over a cache.
 //!
-//! On Apple's GPU it is candle's fused kernel; elsewhere, and for heads of a width that it does not have, products and a
-//! softmax.
+//! On Apple's GPU it is candle's fused kernel; elsewhere, and for heads of a width that it does not have, products and
+//! a softmax.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -44,7 +44,8 @@ pub(crate) struct Pass {
 pub(crate) struct Sees {
     /// The first position that any of them sees.
     from: usize,
-    /// Zero where a token sees and minus infinity where not, (T, S - from); `None` for one token, which sees all of those.
+    /// Zero where a token sees and minus infinity where not, (T, S - from); `None` for one token, which sees all of
+    /// those.
     mask: Option<Tensor>,
 }
 

@@ -4,8 +4,8 @@
 //! or with experts. DeltaNets, latent attention, and experts that all tokens share are the processor's. One sequence is
 //! computed at a time, over a cache of its own.
 //!
-//! All of it is tested on candle's processor, against the room `nn`; on a GPU, where weights stay packed, it has not been
-//! run.
+//! All of it is tested on candle's processor, against the room `nn`; on a GPU, where weights stay packed, it has not
+//! been run.
 //!
 //! Letters of shapes: T tokens of this pass, S positions so far (these tokens included), H query heads, K key and
 //! value heads, G = H / K query heads that share one, D head width, E model width, V vocabulary.

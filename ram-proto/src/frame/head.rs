@@ -304,8 +304,8 @@ impl Code {
 /// A hash of a session's tokens from the first on: FNV-1a (draft-eastlake-fnv, 64 bits) over their ids, each as four
 /// little-endian bytes.
 ///
-/// It tells keys and values that belong to other tokens from those that belong to these. It keeps no secret and stops no
-/// forger: sessions are told apart by their ids.
+/// It tells keys and values that belong to other tokens from those that belong to these. It keeps no secret and stops
+/// no forger: sessions are told apart by their ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PrefixHash(u64);
 
