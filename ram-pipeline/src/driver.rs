@@ -33,7 +33,7 @@ use ram_proto::tensor::{Dtype, Shape};
 /// What is to be answered.
 #[derive(Clone, PartialEq)]
 pub struct Request {
-    /// Names it.
+    /// Names it; one that is being answered is not begun again.
     pub session: JobId,
     /// At least one token.
     pub prompt: Vec<u32>,
@@ -190,20 +190,13 @@ impl Driver {
 
     fn submit(&mut self, request: Request, effects: &mut Vec<Effect>) {
         let Request { session, prompt, tokens_max, sampling, deadline } = request;
+        if self.sessions.contains_key(&session) {
+            return;
+        }
         let most = TokenCount::new(prompt.len() as u64).checked_add(tokens_max);
-        let refusal = match most {
-            _ if self.sessions.contains_key(&session) => Some(Code::Protocol),
-            Some(most)
-                if !prompt.is_empty()
-                    && tokens_max > TokenCount::ZERO
-                    && u32::try_from(most.get()).is_ok() =>
-            {
-                None
-            }
-            _ => Some(Code::WrongShape),
-        };
-        if let Some(code) = refusal {
-            effects.push(Effect::Ended { session, end: End::Failed(code) });
+        let is_counted = most.is_some_and(|most| u32::try_from(most.get()).is_ok());
+        if !is_counted || prompt.is_empty() || tokens_max == TokenCount::ZERO {
+            effects.push(Effect::Ended { session, end: End::Failed(Code::WrongShape) });
             return;
         }
         let (length, prefix) = (prompt.len(), PrefixHash::EMPTY);

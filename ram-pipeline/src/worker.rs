@@ -186,7 +186,10 @@ impl Worker {
                 Head::Heartbeat(_) => {}
                 _ => effects.push(Effect::HangUp(Side::Results)),
             },
-            Event::Welcomed(welcome) => self.credit = welcome.credits,
+            Event::Welcomed(welcome) => {
+                self.credit = welcome.credits;
+                self.flush(effects);
+            }
             Event::Rebuilt(epoch) => self.rebuilt(epoch, effects),
             // The head will come again in another epoch, or its sessions expire.
             Event::Lost(Side::Up) => self.queue.clear(),
@@ -222,7 +225,7 @@ impl Worker {
                 Err(code) => refuse(Some(of), code, effects),
             },
             Head::Close(of) => {
-                self.close(of.session, effects);
+                self.close(of, effects);
                 self.pass_down(frame, effects);
             }
             Head::Heartbeat(_) | Head::Goaway | Head::Error(_) => {}
@@ -298,8 +301,10 @@ impl Worker {
         Ok(())
     }
 
-    fn close(&mut self, session: JobId, effects: &mut Vec<Effect>) {
-        if self.ledger.close(session) {
+    /// Ends a session, unless it has gone on to another epoch.
+    fn close(&mut self, Of { session, epoch }: Of, effects: &mut Vec<Effect>) {
+        if self.ledger.epoch(session) == Some(epoch) {
+            self.ledger.close(session);
             self.drop_steps(session, effects);
             effects.push(Effect::Stage(Call::Close(session)));
         }
@@ -648,6 +653,44 @@ mod tests {
 
     fn credit(steps: u32) -> Event {
         Event::Arrived { from: Side::Down, frame: Head::Credit { steps }.into() }
+    }
+
+    #[test]
+    fn what_was_computed_before_the_shard_behind_is_there_goes_when_it_is() {
+        let mut worker = worker(false, 2);
+        handle(&mut worker, first(1, 1), at(0));
+        handle(&mut worker, first(2, 1), at(0));
+        assert_eq!(handle(&mut worker, computed(1), at(2)), []);
+        let welcome = Welcome { version: 1, credits: 4, kv_free: TokenCount::ZERO };
+        let effects = handle(&mut worker, Event::Welcomed(welcome), at(9));
+        assert!(matches!(effects[0], Effect::Send { to: Side::Down, .. }));
+        assert_eq!(begun(&effects), [[(2, 1)]]);
+    }
+
+    #[test]
+    fn a_close_of_an_epoch_before_ends_nothing() {
+        let mut worker = worker(true, 1);
+        let trim = Trim { of: Of { epoch: Epoch::new(2), ..of(1) }, position: 0, prefix: PrefixHash::EMPTY };
+        handle(&mut worker, arrived(Head::Trim(trim), &[]), at(0));
+        assert_eq!(handle(&mut worker, arrived(Head::Close(of(1)), &[]), at(0)), []);
+        let ended = handle(&mut worker, arrived(Head::Close(trim.of), &[]), at(0));
+        assert_eq!(ended, [Effect::Stage(Call::Close(JobId::from_bits(1)))]);
+    }
+
+    #[test]
+    fn a_replay_is_computed_and_sent_on_to_nobody() {
+        let mut worker = worker(false, 1);
+        worker.credit = 9;
+        let Event::Arrived { from, frame: Frame { head: Head::ForwardPass(step), payload } } = first(1, 3)
+        else {
+            panic!("a step")
+        };
+        let after = step.after;
+        let replay = Event::Arrived { from, frame: Frame { head: Head::Replay(step), payload } };
+        assert_eq!(begun(&handle(&mut worker, replay, at(0))), [[(1, 3)]]);
+        assert_eq!(handle(&mut worker, computed(1), at(2)), []);
+        let computed = worker.ledger.computed(JobId::from_bits(1)).unwrap();
+        assert_eq!((computed.position, computed.prefix), (3, after));
     }
 
     #[test]

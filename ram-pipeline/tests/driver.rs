@@ -192,6 +192,20 @@ fn a_request_that_makes_no_sense_is_refused_at_once() {
 }
 
 #[test]
+fn what_is_being_answered_is_not_begun_again() {
+    let piece = NonZeroU32::new(8).expect("not zero");
+    let mut driver = Driver::new(Epoch::new(1), piece, CREDITS);
+    let (prompt, tokens_max, sampling) = (vec![1, 2], TokenCount::new(3), Sampling::default());
+    let deadline = Timestamp::from_millis(100);
+    let request = Request { session: JobId::from_bits(1), prompt, tokens_max, sampling, deadline };
+    let mut effects = Vec::new();
+    driver.handle(Event::Submit(request.clone()), Timestamp::ZERO, &mut effects);
+    assert_eq!(std::mem::take(&mut effects).len(), 2, "room and a piece");
+    driver.handle(Event::Submit(request), Timestamp::ZERO, &mut effects);
+    assert_eq!((effects, driver.running()), (Vec::new(), 1));
+}
+
+#[test]
 fn without_another_chain_every_answer_ends_with_a_reason() {
     let wish = Wish { prompt: vec![5; 20], count: 9, enough: None, patience: 500 };
     let broken = || {
