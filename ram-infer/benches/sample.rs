@@ -7,6 +7,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ram_core::job::Sampling;
+use ram_infer::logits::Logits;
 use ram_infer::sample::{self, Sampler};
 
 const VOCABULARY: u64 = 128_256;
@@ -41,6 +42,11 @@ fn picks(criterion: &mut Criterion) {
             bench.iter(|| sampler.pick(black_box(&logits)));
         });
     }
+    let row = Logits::of(logits.clone());
+    group.bench_function("greedy, of a head's row", |bench| {
+        let mut sampler = Sampler::new(Sampling { temperature: 0.0, ..Sampling::default() }, &[]);
+        bench.iter(|| sampler.pick_row(black_box(&row), None));
+    });
     // One token in 32 may come, by the mask of a grammar.
     let allowed = vec![1 << 5; 4008];
     group.bench_function("temperature, among allowed ones", |bench| {

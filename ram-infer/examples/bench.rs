@@ -32,6 +32,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ram_infer::logits::Logits;
 use ram_infer::models::{Model, Numerics};
 
 use self::probe::Probe;
@@ -146,7 +147,7 @@ fn decode(
     let mut logits = sequences.step(&some_tokens(model, batch, 0))?;
     let start = Instant::now();
     for _ in 0..steps {
-        let tokens: Vec<u32> = logits.iter().map(|logits| likeliest(logits)).collect();
+        let tokens: Vec<u32> = logits.iter().map(likeliest).collect();
         logits = sequences.step(&tokens)?;
     }
     let passes_per_s = steps as f64 / start.elapsed().as_secs_f64();
@@ -186,9 +187,8 @@ fn some_tokens(model: &Model, count: usize, from: usize) -> Vec<u32> {
 }
 
 /// The token of the largest logit.
-fn likeliest(logits: &[f32]) -> u32 {
-    let largest = (0u32..).zip(logits).max_by(|(_, x), (_, y)| x.total_cmp(y));
-    largest.map_or(0, |(token, _)| token)
+fn likeliest(logits: &Logits) -> u32 {
+    logits.likeliest().unwrap_or(0)
 }
 
 /// The most memory that this process ever held, where the system says (Linux).

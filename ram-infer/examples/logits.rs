@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut count = 0;
     for tokens in ids.chunks(at_once) {
         let rows = match sequences.pass(&[(0, tokens)], Wanted::All, inputs.next())? {
-            Output::Logits(rows) => rows,
+            Output::Logits(rows) => rows.into_iter().map(Vec::from).collect(),
             Output::Hidden(numbers) => vec![numbers],
         };
         for value in rows.into_iter().flatten() {

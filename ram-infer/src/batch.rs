@@ -14,6 +14,7 @@
 use ram_core::units::Bytes;
 
 use crate::error::InferError;
+use crate::logits::Logits;
 
 /// Positions of a block.
 pub const BLOCK_TOKENS: usize = 32;
@@ -105,7 +106,7 @@ pub(crate) trait Rows {
     /// # Errors
     /// When any part cannot be computed. The positions of all parts are then void; what lay before them holds, but for
     /// recurrent states.
-    fn forward(&self, parts: &[Part<'_>], kv: &mut Self::Kv) -> Result<Vec<Vec<f32>>, InferError>;
+    fn forward(&self, parts: &[Part<'_>], kv: &mut Self::Kv) -> Result<Vec<Logits>, InferError>;
 
     /// Gives a block's memory back: nobody reads it again before it is written anew. It may never have been written.
     fn release(&self, block: BlockId, kv: &mut Self::Kv);

@@ -641,9 +641,12 @@ mod tests {
         };
         match (schema["type"].as_str().unwrap(), value) {
             ("null", Value::Null) | ("boolean", Value::Bool(_)) => true,
-            ("integer", Value::Number(number)) => number.as_i64().is_some_and(|number| {
-                (schema["minimum"].as_i64().unwrap()..=schema["maximum"].as_i64().unwrap()).contains(&number)
-            }),
+            ("integer", Value::Number(number)) => {
+                // -0 is an integer, too, and reads as a float.
+                let number = number.as_i64().or_else(|| (number.as_f64() == Some(0.0)).then_some(0));
+                let range = schema["minimum"].as_i64().unwrap()..=schema["maximum"].as_i64().unwrap();
+                number.is_some_and(|number| range.contains(&number))
+            }
             ("string", Value::String(text)) => within(text.chars().count(), "minLength", "maxLength"),
             ("array", Value::Array(items)) => {
                 within(items.len(), "minItems", "maxItems")

@@ -30,6 +30,7 @@ pub mod error;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod kv;
+pub mod logits;
 pub mod models;
 pub mod sample;
 pub mod stop;

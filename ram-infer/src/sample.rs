@@ -13,10 +13,12 @@ mod weights;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
+use std::iter;
 
 use ram_core::job::Sampling;
 
 use self::weights::Weights;
+use crate::logits::Logits;
 
 /// Picks the tokens of one answer.
 #[derive(Clone)]
@@ -78,6 +80,19 @@ impl Sampler {
         Self { sampling, seen, step: 0, scores, likeliest, weights }
     }
 
+    /// A sampler that goes on where another one stopped, after `picks` picks: `seen` are the tokens that its settings
+    /// look at, of the prompt and then of the answer, of which the last `picks` are.
+    #[must_use]
+    pub fn resume(sampling: Sampling, seen: &[u32], picks: u64) -> Self {
+        let answer = usize::try_from(picks).map_or(0, |picks| seen.len().saturating_sub(picks));
+        let mut sampler = Self::new(sampling, &seen[..answer]);
+        for token in &seen[answer..] {
+            *sampler.seen.entry(*token).or_default() += 1;
+        }
+        sampler.step = picks;
+        sampler
+    }
+
     /// Picks the token after the last one picked, by the model's `logits` (V).
     ///
     /// A logit of minus infinity means "never"; equal scores go to the lowest token.
@@ -96,26 +111,56 @@ impl Sampler {
     pub fn pick_among(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<Pick, SampleError> {
         self.score(logits, allowed)?;
         let token = self.choose()?;
+        Ok(self.picked(logits, token))
+    }
+
+    /// [`pick_among`](Self::pick_among), or [`pick`](Self::pick), quicker where the likeliest token is all that is asked
+    /// for: the head has found it nearly.
+    ///
+    /// # Errors
+    /// [`SampleError`] when no token can be picked. The sampler is then as it was.
+    pub fn pick_row(&mut self, logits: &Logits, allowed: Option<&[u32]>) -> Result<Pick, SampleError> {
+        let plain = allowed.is_none() && self.takes_the_likeliest();
+        match logits.likeliest().filter(|_| plain) {
+            Some(token) => Ok(self.picked(logits, token)),
+            None => self.pick_among(logits, allowed),
+        }
+    }
+
+    /// Whether the next token is the likeliest by the logits as they are.
+    fn takes_the_likeliest(&self) -> bool {
+        let Sampling { logit_bias, frequency_penalty, presence_penalty, repetition_penalty, .. } =
+            &self.sampling;
+        let penalises = has_effect(*repetition_penalty, 1.0)
+            || has_effect(*frequency_penalty, 0.0)
+            || has_effect(*presence_penalty, 0.0);
+        !(self.sampling.temperature > 0.0 || penalises) && logit_bias.is_empty()
+    }
+
+    /// Counts a token as picked.
+    fn picked(&mut self, logits: &[f32], token: u32) -> Pick {
         let report = self.sampling.top_logprobs.map(|count| self.report(logits, token, usize::from(count)));
         *self.seen.entry(token).or_default() += 1;
         self.step += 1;
-        Ok(Pick { token, report })
+        Pick { token, report }
     }
 
     /// Sets `scores` to the logits with bias and penalties; those of tokens that may not come to minus infinity.
     fn score(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<(), SampleError> {
         self.scores.clear();
+        let is_broken = |score: f32| score.is_nan() || score == f32::INFINITY;
         // Adding zero makes -0 the equal of 0, so that "equal scores go to the lowest token" has no exception.
         match allowed {
             None => self.scores.extend(logits.iter().map(|logit| logit + 0.0)),
             Some(words) => {
-                for (logits, word) in logits.chunks(32).zip(words) {
+                for (logits, word) in logits.chunks(32).zip(words.iter().chain(iter::repeat(&0))) {
+                    // A broken one stays, to be found below.
                     let masked = (0..).zip(logits).map(|(bit, logit)| {
-                        if word >> bit & 1 == 1 { logit + 0.0 } else { f32::NEG_INFINITY }
+                        let stays = word >> bit & 1 == 1 || is_broken(*logit);
+                        if stays { logit + 0.0 } else { f32::NEG_INFINITY }
                     });
                     self.scores.extend(masked);
                 }
-                self.scores.resize(logits.len(), f32::NEG_INFINITY);
             }
         }
         let Sampling { logit_bias, frequency_penalty, presence_penalty, repetition_penalty, .. } =
@@ -141,9 +186,8 @@ impl Sampler {
                 }
             }
         }
-        let is_broken = |score: &f32| score.is_nan() || *score == f32::INFINITY;
-        if self.scores.iter().fold(false, |broken, score| broken | is_broken(score)) {
-            let token = (0..).zip(&self.scores).find(|(_, score)| is_broken(score));
+        if self.scores.iter().fold(false, |broken, score| broken | is_broken(*score)) {
+            let token = (0..).zip(&self.scores).find(|(_, score)| is_broken(**score));
             return Err(SampleError::NotFinite { token: token.map_or(0, |(token, _)| token) });
         }
         Ok(())
@@ -348,6 +392,57 @@ mod tests {
         assert_eq!(first(greedy(), &[-1.0, 3.0, 3.0]), 1);
         assert_eq!(first(greedy(), &[-0.0, 0.0]), 0);
         assert_eq!(first(Sampling { top_k: 1, ..Sampling::default() }, &[-0.0, 0.0, 0.0]), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_of_the_head_is_picked_from_as_its_numbers_are(
+            numbers in prop::collection::vec((-3_i8..3).prop_map(f32::from), 0..70),
+            broken in prop::option::of((any::<prop::sample::Index>(), prop_oneof![
+                Just(f32::NAN), Just(f32::INFINITY), Just(f32::NEG_INFINITY), Just(-0.0)])),
+            temperature in prop_oneof![Just(0.0_f32), Just(0.7)],
+            frequency_penalty in prop_oneof![Just(0.0_f32), Just(0.9)],
+            bias in prop::option::of((0_u32..9, -5.0_f32..5.0)),
+            top_logprobs in prop::option::of(0_u8..3),
+            masked in any::<bool>(),
+        ) {
+            let mut numbers = numbers;
+            if let Some((at, number)) = broken.filter(|_| !numbers.is_empty()) {
+                let at = at.index(numbers.len());
+                numbers[at] = number;
+            }
+            let logit_bias = bias.into_iter().collect();
+            let sampling =
+                Sampling { temperature, frequency_penalty, logit_bias, top_logprobs, ..Sampling::default() };
+            let (mut one, mut other) = (Sampler::new(sampling.clone(), &[]), Sampler::new(sampling, &[]));
+            let allowed = masked.then_some(&[0x5555_5555; 2][..]);
+            let row = Logits::of(numbers.clone());
+            for _ in 0..3 {
+                prop_assert_eq!(one.pick_row(&row, allowed), other.pick_among(&numbers, allowed));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_sampler_that_goes_on_picks_as_the_one_before_would_have(
+            rows in prop::collection::vec(prop::collection::vec(-3.0_f32..3.0, 12), 1..12),
+            prompt in prop::collection::vec(0_u32..12, 0..6),
+            cut in 0_usize..12,
+            temperature in prop_oneof![Just(0.0_f32), Just(1.0)],
+            frequency_penalty in prop_oneof![Just(0.0_f32), Just(0.9)],
+            repetition_penalty in prop_oneof![Just(1.0_f32), Just(1.4)],
+        ) {
+            let sampling =
+                Sampling { temperature, frequency_penalty, repetition_penalty, seed: 7, ..Sampling::default() };
+            let (mut one, cut) = (Sampler::new(sampling.clone(), &prompt), cut.min(rows.len()));
+            let picks: Vec<u32> = rows.iter().map(|row| one.pick(row).unwrap().token).collect();
+            let seen = [&prompt[..], &picks[..cut]].concat();
+            let mut other = Sampler::resume(sampling, &seen, cut as u64);
+            for (row, expected) in rows.iter().zip(&picks).skip(cut) {
+                prop_assert_eq!(other.pick(row).unwrap().token, *expected);
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ram_infer::batch::{BlockId, Part, Wanted};
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
 use ram_infer::kv::KvDtype;
+use ram_infer::logits::Logits;
 use ram_infer::models::{LoadOptions, Model, Numerics, Output, Shard};
 
 /// A fixture of each kind of layer.
@@ -67,7 +68,12 @@ fn sequences_computed_together_are_as_if_each_were_alone() {
                 logits: Wanted::All,
             };
             let parts = [part(0), part(1), part(2)];
-            let mut rows = model.forward_batch(&parts, &mut kv_pool).unwrap().into_iter();
+            let rows = model.forward_batch(&parts, &mut kv_pool).unwrap();
+            assert!(
+                rows.iter().all(|row| *row == Logits::of(row.to_vec())),
+                "{name}: the largest of every 16"
+            );
+            let mut rows = rows.into_iter().map(Vec::from);
             for (part, found) in parts.iter().zip(&mut found) {
                 found.extend(rows.by_ref().take(part.rows()));
             }
@@ -102,7 +108,7 @@ fn a_model_in_shards_is_the_whole_model() {
                 for (model, kv) in models.iter().zip(&mut kvs) {
                     match model.pass(&[part], hidden.as_deref(), kv).unwrap() {
                         Output::Hidden(numbers) => hidden = Some(numbers),
-                        Output::Logits(rows) => found.extend(rows),
+                        Output::Logits(rows) => found.extend(rows.into_iter().map(Vec::from)),
                     }
                 }
             }

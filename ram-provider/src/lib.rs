@@ -5,6 +5,7 @@
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
 //! | [`link`] | the socket to the coordinator |
 //! | [`worker`] | the models, in memory or a load away, and the answers that they write |
+//! | [`stage`] | a run of a model's layers, as a stage of a pipeline |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
 //! | [`hardware`], [`power`] | what machine this is, and what keeps it awake |
@@ -39,6 +40,7 @@ pub mod link;
 pub mod local;
 pub mod power;
 pub mod signals;
+pub mod stage;
 pub mod status;
 pub mod worker;
 

@@ -8,6 +8,7 @@ use ram_infer::batch::{BlockId, Part, Wanted, blocks_for};
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
 use ram_infer::kv::{KvDtype, KvPool};
+use ram_infer::logits::Logits;
 use ram_infer::models::{LoadOptions, Model, Numerics, Output, Shard};
 
 /// Tokens of a pass: more are cut.
@@ -68,13 +69,13 @@ impl<'a> Sequences<'a> {
 
     /// Appends `tokens` to one sequence; the logits (V) after the last of them.
     #[allow(dead_code, reason = "not every example asks for the last logits alone")]
-    pub(crate) fn extend(&mut self, sequence: usize, tokens: &[u32]) -> Result<Vec<f32>, InferError> {
-        let mut logits = Vec::new();
+    pub(crate) fn extend(&mut self, sequence: usize, tokens: &[u32]) -> Result<Logits, InferError> {
+        let mut logits = Logits::of(Vec::new());
         let mut chunks = tokens.chunks(PASS).peekable();
         while let Some(tokens) = chunks.next() {
             let wanted = if chunks.peek().is_some() { Wanted::None } else { Wanted::Last };
             if let Output::Logits(rows) = self.pass(&[(sequence, tokens)], wanted, None)? {
-                logits = rows.into_iter().next_back().unwrap_or_default();
+                logits = rows.into_iter().next_back().unwrap_or(logits);
             }
         }
         Ok(logits)
@@ -82,7 +83,7 @@ impl<'a> Sequences<'a> {
 
     /// Appends a token to each sequence, all in one pass; the logits (V) of each.
     #[allow(dead_code, reason = "not every example has more than one sequence")]
-    pub(crate) fn step(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, InferError> {
+    pub(crate) fn step(&mut self, tokens: &[u32]) -> Result<Vec<Logits>, InferError> {
         let parts: Vec<_> = tokens.chunks(1).enumerate().collect();
         match self.pass(&parts, Wanted::Last, None)? {
             Output::Logits(rows) => Ok(rows),

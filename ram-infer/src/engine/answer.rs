@@ -16,6 +16,7 @@ use ram_core::units::TokenCount;
 
 use crate::constrain::Constraint;
 use crate::error::InferError;
+use crate::logits::Logits;
 use crate::sample::{Report, Sampler};
 use crate::stop::StopMatcher;
 use crate::tokenize::{Detokenizer, Tokenizer};
@@ -128,9 +129,9 @@ impl Answer {
     ///
     /// # Errors
     /// [`InferError::Sample`] when no token can be picked; [`InferError::Format`] when its format leaves none.
-    pub(super) fn write(&mut self, logits: &[f32]) -> Result<Step, InferError> {
+    pub(super) fn write(&mut self, logits: &Logits) -> Result<Step, InferError> {
         let allowed = self.constraint.as_mut().map(Constraint::allowed).transpose()?;
-        let pick = self.sampler.pick_among(logits, allowed)?;
+        let pick = self.sampler.pick_row(logits, allowed)?;
         if self.end_tokens.contains(&pick.token) {
             return self.end(String::new(), FinishReason::Stop);
         }
@@ -230,7 +231,7 @@ mod tests {
         for &token in tokens {
             let mut logits = vec![0.0; 262];
             logits[token as usize] = 20.0;
-            let Step { delta, next } = answer.write(&logits).unwrap();
+            let Step { delta, next } = answer.write(&Logits::of(logits)).unwrap();
             deltas.push(delta);
             if next != Next::Token(token) {
                 return (deltas, next, answer.written().get());

@@ -14,6 +14,7 @@ use ram_core::units::Bytes;
 
 use crate::batch::{BLOCK_TOKENS, BlockId, Part, Rows, Wanted};
 use crate::error::InferError;
+use crate::logits::Logits;
 
 /// A model over the vocabulary of the tests' byte-level tokenizer.
 #[derive(Debug, Default)]
@@ -103,7 +104,7 @@ impl FakeModel {
     }
 
     /// Writes a part and returns its logits.
-    fn part(&self, part: &Part<'_>, kv: &mut FakeKv) -> Vec<Vec<f32>> {
+    fn part(&self, part: &Part<'_>, kv: &mut FakeKv) -> Vec<Logits> {
         let mut rows = Vec::new();
         for (index, &token) in part.tokens.iter().enumerate() {
             let position = part.position + index;
@@ -115,7 +116,7 @@ impl FakeModel {
             seen.push(kept);
             let last = index + 1 == part.tokens.len();
             if part.logits == Wanted::All || (part.logits == Wanted::Last && last) {
-                rows.push(self.logits(&seen));
+                rows.push(Logits::of(self.logits(&seen)));
             }
         }
         rows
@@ -181,7 +182,7 @@ impl Rows for FakeModel {
         FakeKv { blocks: BTreeMap::new(), states: vec![Kept::default(); slots] }
     }
 
-    fn forward(&self, parts: &[Part<'_>], kv: &mut FakeKv) -> Result<Vec<Vec<f32>>, InferError> {
+    fn forward(&self, parts: &[Part<'_>], kv: &mut FakeKv) -> Result<Vec<Logits>, InferError> {
         if let Some(gate) = &self.gate {
             let _ = gate.lock().unwrap().recv();
         }

@@ -27,6 +27,7 @@ use super::speculate::Drafter;
 use super::{Event, Limits};
 use crate::batch::{Part, Rows, Wanted};
 use crate::error::InferError;
+use crate::logits::Logits;
 
 /// Names a sequence; given by whoever submits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -263,7 +264,7 @@ impl<'m, M: Rows> Scheduler<'m, M> {
     }
 
     /// Counts a part as computed, and writes the answer's tokens by its logits.
-    fn advance(&mut self, planned: &Planned, rows: &[Vec<f32>], effects: &mut Vec<Effect>) {
+    fn advance(&mut self, planned: &Planned, rows: &[Logits], effects: &mut Vec<Effect>) {
         let id = planned.id;
         let Some(sequence) = self.running.iter_mut().find(|sequence| sequence.id == id) else { return };
         let (sure, guesses) = planned.tokens.split_at(planned.tokens.len() - planned.guessed);
@@ -343,7 +344,7 @@ impl Running {
     }
 
     /// Writes a token by each row of logits, as long as it is what was guessed. Returns how the answer ended, if so.
-    fn write(&mut self, rows: &[Vec<f32>], guesses: &[u32], effects: &mut Vec<Effect>) -> Option<Outcome> {
+    fn write(&mut self, rows: &[Logits], guesses: &[u32], effects: &mut Vec<Effect>) -> Option<Outcome> {
         let guesses = guesses.iter().copied().map(Some).chain([None]);
         for (logits, guess) in rows.iter().zip(guesses) {
             let Step { delta, next } = match self.answer.write(logits) {

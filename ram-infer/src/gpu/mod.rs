@@ -34,6 +34,7 @@ use self::route::Sorter;
 use crate::batch::{BLOCK_TOKENS, Part, Wanted};
 use crate::config::{ModelConfig, MoeConfig};
 use crate::error::InferError;
+use crate::logits::Logits;
 use crate::nn::attention::Recipe;
 use crate::nn::linear::Bias;
 use crate::nn::rope::Rope;
@@ -106,7 +107,7 @@ impl DeviceModel {
     ///
     /// # Errors
     /// [`InferError::CacheOfAnotherModel`], [`InferError::CacheOverrun`], [`InferError::Device`].
-    pub(crate) fn forward(&self, parts: &[Part<'_>], kv: &mut DeviceKv) -> Result<Vec<Vec<f32>>, InferError> {
+    pub(crate) fn forward(&self, parts: &[Part<'_>], kv: &mut DeviceKv) -> Result<Vec<Logits>, InferError> {
         let mut rows = Vec::new();
         for part in parts {
             let held = kv.0.get_mut(part.slot).ok_or(InferError::CacheOfAnotherModel)?;
@@ -125,19 +126,18 @@ impl DeviceModel {
         &self,
         part: &Part<'_>,
         cache: &mut DeviceCache,
-        rows: &mut Vec<Vec<f32>>,
+        rows: &mut Vec<Logits>,
     ) -> candle_core::Result<()> {
         let mut left = part.tokens.len();
         for tokens in part.tokens.chunks(PASS_TOKENS_MAX) {
             let x = self.pass(tokens, cache)?;
             left -= tokens.len();
-            match part.logits {
-                Wanted::All => rows.extend(self.logits(&x)?.to_vec2()?),
-                Wanted::Last if left == 0 => {
-                    rows.extend(self.logits(&x.narrow(0, tokens.len() - 1, 1)?)?.to_vec2()?);
-                }
-                Wanted::Last | Wanted::None => {}
-            }
+            let wanted = match part.logits {
+                Wanted::All => x,
+                Wanted::Last if left == 0 => x.narrow(0, tokens.len() - 1, 1)?,
+                Wanted::Last | Wanted::None => continue,
+            };
+            rows.extend(self.logits(&wanted)?.to_vec2()?.into_iter().map(Logits::of));
         }
         Ok(())
     }
@@ -201,7 +201,7 @@ mod tests {
         // Guessed wrongly, and computed again.
         model.forward(&[part(first, first.len(), Wanted::None)], &mut kv).unwrap();
         rows.extend(model.forward(&[part(rest, first.len(), Wanted::All)], &mut kv).unwrap());
-        rows
+        rows.into_iter().map(Vec::from).collect()
     }
 
     /// So many that even one expert each is sorted, of eight.

@@ -9,6 +9,7 @@
 
 #![expect(clippy::cast_possible_truncation, reason = "the low byte is wanted")]
 
+use std::cell::RefCell;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -186,6 +187,21 @@ impl<'a> Filling<'a> {
                 block.set(token, &x[token * self.given..][..self.given]);
             }
         }
+    }
+
+    /// [`Self::work`], where something is done to each token's numbers first; it gets them in room of its own.
+    pub(crate) fn work_through(&self, x: &[f32], ready: impl Fn(&mut [f32])) {
+        thread_local!(static ROW: RefCell<Vec<f32>> = RefCell::default());
+        ROW.with_borrow_mut(|row| {
+            while let Some(mut block) = self.claim() {
+                for token in block.tokens() {
+                    row.clear();
+                    row.extend_from_slice(&x[token * self.given..][..self.given]);
+                    ready(row);
+                    block.set(token, row);
+                }
+            }
+        });
     }
 }
 

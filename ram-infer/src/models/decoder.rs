@@ -9,8 +9,9 @@ use crate::config::ModelConfig;
 use crate::error::InferError;
 use crate::kernel::Numerics;
 use crate::kv::{KvShape, PagedKv};
+use crate::logits::Logits;
 use crate::nn::decoder::DecoderLayer;
-use crate::nn::linear::{self, Bias, Into, Linear};
+use crate::nn::linear::{self, Bias, Linear};
 use crate::nn::norm::RmsNorm;
 use crate::nn::rope::Rope;
 use crate::nn::{Pass, Workspace, sized};
@@ -154,7 +155,7 @@ impl Decoder {
     }
 
     /// The logits after each token where they are wanted: rows of V. `x` is (T, E).
-    fn logits(&self, head: &Head, x: &[f32], pass: &Pass<'_>, space: &mut Workspace) -> Vec<Vec<f32>> {
+    fn logits(&self, head: &Head, x: &[f32], pass: &Pass<'_>, space: &mut Workspace) -> Vec<Logits> {
         let wanted =
             pass.parts.iter().zip(pass.starts.windows(2)).flat_map(|(part, rows)| match part.logits {
                 Wanted::None => rows[1]..rows[1],
@@ -169,13 +170,7 @@ impl Decoder {
         if x.is_empty() {
             return Vec::new();
         }
-        let normed = sized(&mut space.normed, x.len());
-        head.norm.rows(pass, &x, normed);
-        let mut logits = vec![0.0; x.len() / self.width * lm_head.outputs()];
-        let layers = [lm_head];
-        let ready = linear::prepare(pass, normed, &layers, &mut space.inputs);
-        ready.project(pass, Into::Set, &mut [&mut logits]);
-        logits.chunks_exact(lm_head.outputs()).map(<[f32]>::to_vec).collect()
+        linear::prepare_normed(pass, &x, &head.norm, &[lm_head], &mut space.inputs).logits(pass)
     }
 }
 

@@ -35,6 +35,7 @@ use crate::error::InferError;
 use crate::gpu::{DeviceKv, DeviceModel};
 pub use crate::kernel::Numerics;
 use crate::kv::{Kind, KvDtype, KvPool, PagedKv};
+use crate::logits::Logits;
 use crate::nn::attention::Recipe;
 use crate::nn::decoder::LayerRecipe;
 use crate::scope::Scope;
@@ -87,7 +88,7 @@ impl LoadOptions {
 #[derive(Clone, PartialEq)]
 pub enum Output {
     /// A row of V logits for each wanted token, in the order of the parts.
-    Logits(Vec<Vec<f32>>),
+    Logits(Vec<Logits>),
     /// (T, E): the last layer's output for all tokens, from a shard without a head.
     Hidden(Vec<f32>),
 }
@@ -196,7 +197,7 @@ impl Model {
     /// [`InferError::NoTokens`], [`InferError::TokenOutOfRange`], [`InferError::CacheOverrun`],
     /// [`InferError::CacheOfAnotherModel`] and [`InferError::ShardInput`] before anything is computed;
     /// [`InferError::Device`].
-    pub fn forward_batch(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Vec<f32>>, InferError> {
+    pub fn forward_batch(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Logits>, InferError> {
         match self.pass(parts, None, kv)? {
             Output::Logits(logits) => Ok(logits),
             Output::Hidden(_) => Err(InferError::NoHead),
@@ -239,7 +240,7 @@ impl Model {
     /// # Errors
     /// Those of [`Self::forward_batch`]; the cache's sequence stays as it was, but for [`InferError::Device`].
     pub fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, InferError> {
-        self.append(tokens, Wanted::Last, cache)?.pop().ok_or(InferError::NoTokens)
+        self.append(tokens, Wanted::Last, cache)?.pop().map(Vec::from).ok_or(InferError::NoTokens)
     }
 
     /// Appends `tokens` to the sequence of `cache`; returns the logits (V) after each of them. For tests and scoring:
@@ -248,15 +249,10 @@ impl Model {
     /// # Errors
     /// Those of [`Self::forward`].
     pub fn forward_all(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<Vec<f32>>, InferError> {
-        self.append(tokens, Wanted::All, cache)
+        Ok(self.append(tokens, Wanted::All, cache)?.into_iter().map(Vec::from).collect())
     }
 
-    fn append(
-        &self,
-        tokens: &[u32],
-        wanted: Wanted,
-        cache: &mut KvCache,
-    ) -> Result<Vec<Vec<f32>>, InferError> {
+    fn append(&self, tokens: &[u32], wanted: Wanted, cache: &mut KvCache) -> Result<Vec<Logits>, InferError> {
         self.check(tokens)?;
         cache.reserve(tokens.len())?;
         let (mut rows, mut left) = (Vec::new(), tokens.len());
@@ -299,7 +295,7 @@ impl Rows for Model {
         Self::new_kv(self, slots)
     }
 
-    fn forward(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Vec<f32>>, InferError> {
+    fn forward(&self, parts: &[Part<'_>], kv: &mut KvPool) -> Result<Vec<Logits>, InferError> {
         self.forward_batch(parts, kv)
     }
 

@@ -75,8 +75,15 @@ impl Attention {
         })
     }
 
-    /// Adds the attention of `space.normed`, (T, E), to `x`, (T, E). Writes the tokens' positions to the blocks.
-    pub(crate) fn add_to(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
+    /// Adds the attention of `x`, (T, E), after a norm, to `x`. Writes the tokens' positions to the blocks.
+    pub(crate) fn add_to(
+        &self,
+        x: &mut [f32],
+        norm: &RmsNorm,
+        layer: usize,
+        pass: &Pass<'_>,
+        space: &mut Workspace,
+    ) {
         let tokens = pass.tokens();
         let width = tokens * self.heads * self.head_dim;
         let queries = sized(&mut space.queries, tokens * self.q_proj.outputs());
@@ -84,7 +91,7 @@ impl Attention {
         let values = sized(&mut space.values, tokens * self.kv_heads * self.head_dim);
         let attended = sized(&mut space.attended, width);
         let all = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let ready = linear::prepare(pass, &space.normed[..x.len()], &all, &mut space.inputs);
+        let ready = linear::prepare_normed(pass, x, norm, &all, &mut space.inputs);
         ready.project(pass, Into::Set, &mut [&mut *queries, &mut *keys, &mut *values]);
         self.remember(layer, pass, keys, values);
         let gates = sized(&mut space.gates, if self.gated { width } else { 0 });

@@ -6,7 +6,7 @@ use super::latent::LatentAttention;
 use super::mlp::Mlp;
 use super::moe::Experts;
 use super::norm::RmsNorm;
-use super::{Pass, Workspace, sized};
+use super::{Pass, Workspace};
 use crate::config::ModelConfig;
 use crate::error::InferError;
 use crate::kv::LayerKv;
@@ -91,16 +91,16 @@ impl DecoderLayer {
 
     /// The layer, the `layer`th of those that are held here, over `x`, (T, E).
     pub(crate) fn forward(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
-        self.input_layernorm.rows(pass, x, sized(&mut space.normed, x.len()));
+        let norm = &self.input_layernorm;
         match &self.mixer {
-            Mixer::Attention(attention) => attention.add_to(x, layer, pass, space),
-            Mixer::Latent(attention) => attention.add_to(x, layer, pass, space),
-            Mixer::Delta(delta) => delta.add_to(x, layer, pass, space),
+            Mixer::Attention(attention) => attention.add_to(x, norm, layer, pass, space),
+            Mixer::Latent(attention) => attention.add_to(x, norm, layer, pass, space),
+            Mixer::Delta(delta) => delta.add_to(x, norm, layer, pass, space),
         }
-        self.post_attention_layernorm.rows(pass, x, sized(&mut space.normed, x.len()));
+        let norm = &self.post_attention_layernorm;
         match &self.mlp {
-            FeedForward::Dense(mlp) => mlp.add_to(x, pass, space),
-            FeedForward::Sparse(experts) => experts.add_to(x, pass, space),
+            FeedForward::Dense(mlp) => mlp.add_to(x, norm, pass, space),
+            FeedForward::Sparse(experts) => experts.add_to(x, norm, pass, space),
         }
     }
 }

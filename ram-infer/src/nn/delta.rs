@@ -141,9 +141,16 @@ impl DeltaNet {
         })
     }
 
-    /// Adds the layer of `space.normed`, (T, E), to `x`, (T, E). Changes the states of the parts' slots.
-    pub(crate) fn add_to(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
-        let Workspace { inputs, normed, delta: room, .. } = space;
+    /// Adds the layer of `x`, (T, E), after a norm, to `x`. Changes the states of the parts' slots.
+    pub(crate) fn add_to(
+        &self,
+        x: &mut [f32],
+        norm: &RmsNorm,
+        layer: usize,
+        pass: &Pass<'_>,
+        space: &mut Workspace,
+    ) {
+        let Workspace { inputs, delta: room, .. } = space;
         let (tokens, shape) = (pass.tokens(), self.shape);
         let heads = shape.value_heads();
         let mixed_width = match &self.inputs {
@@ -154,16 +161,15 @@ impl DeltaNet {
         let z = sized(&mut room.z, tokens * shape.key_heads * shape.values());
         let b = sized(&mut room.b, 2 * tokens * heads);
         let a = sized(&mut room.a, tokens * heads);
-        let normed = &normed[..x.len()];
         match &self.inputs {
             Inputs::ByHeads { in_proj_qkvz, in_proj_ba } => {
                 let all = [in_proj_qkvz, in_proj_ba];
-                let ready = linear::prepare(pass, normed, &all, inputs);
+                let ready = linear::prepare_normed(pass, x, norm, &all, inputs);
                 ready.project(pass, Into::Set, &mut [&mut *mixed, &mut *b]);
             }
             Inputs::Apart { in_proj_qkv, in_proj_z, in_proj_b, in_proj_a } => {
                 let all = [in_proj_qkv, in_proj_z, in_proj_b, in_proj_a];
-                let ready = linear::prepare(pass, normed, &all, inputs);
+                let ready = linear::prepare_normed(pass, x, norm, &all, inputs);
                 let b = &mut b[..tokens * heads];
                 ready.project(pass, Into::Set, &mut [&mut *mixed, &mut *z, b, &mut *a]);
             }

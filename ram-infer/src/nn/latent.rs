@@ -115,25 +115,26 @@ impl LatentAttention {
         })
     }
 
-    /// Adds the attention of `space.normed`, (T, E), to `x`, (T, E). Writes the tokens' positions to the blocks.
-    pub(crate) fn add_to(&self, x: &mut [f32], layer: usize, pass: &Pass<'_>, space: &mut Workspace) {
+    /// Adds the attention of `x`, (T, E), after a norm, to `x`. Writes the tokens' positions to the blocks.
+    pub(crate) fn add_to(
+        &self,
+        x: &mut [f32],
+        norm: &RmsNorm,
+        layer: usize,
+        pass: &Pass<'_>,
+        space: &mut Workspace,
+    ) {
         let (tokens, heads, mla) = (pass.tokens(), self.heads, &self.mla);
-        let Workspace { inputs, normed, latent: room, .. } = space;
-        let normed = &normed[..x.len()];
+        let Workspace { inputs, latent: room, .. } = space;
         room.runs.clear();
         room.runs.extend((0..heads).map(|number| {
             let rows = number * tokens..(number + 1) * tokens;
             Run { number, inputs: rows.clone(), slots: rows }
         }));
         let latents = sized(&mut room.latents, tokens * (mla.kv_lora_rank + mla.qk_rope));
-        linear::prepare(pass, normed, &[&self.kv_a_proj_with_mqa], inputs).project(
-            pass,
-            Into::Set,
-            &mut [&mut *latents],
-        );
-        self.remember(layer, pass, latents);
         let queries = sized(&mut room.queries, tokens * heads * mla.qk_head_dim());
-        self.queries.project(pass, normed, &mut room.narrow, inputs, queries);
+        self.queries_and_latents(pass, (x, norm), &mut room.narrow, inputs, [&mut *queries, &mut *latents]);
+        self.remember(layer, pass, latents);
         let by_head = sized(&mut room.by_head, heads * tokens * mla.qk_nope);
         pass.each_row(by_head, mla.qk_nope, |row, out| {
             let query = &queries[(row % tokens * heads + row / tokens) * mla.qk_head_dim()..];
@@ -167,6 +168,34 @@ impl LatentAttention {
         linear::prepare(pass, attended, &[&self.o_proj], inputs).project(pass, Into::Add, &mut [x]);
     }
 
+    /// Writes the queries, (T, H * (N + R)), and the latents, (T, L + R), of `x`, (T, E), after a norm.
+    fn queries_and_latents(
+        &self,
+        pass: &Pass<'_>,
+        (x, norm): (&[f32], &RmsNorm),
+        narrow: &mut Vec<f32>,
+        inputs: &mut Vec<Inputs>,
+        [queries, latents]: [&mut [f32]; 2],
+    ) {
+        let kv_a_proj = &self.kv_a_proj_with_mqa;
+        match &self.queries {
+            Queries::Plain { q_proj } => {
+                let both = [q_proj, kv_a_proj];
+                let ready = linear::prepare_normed(pass, x, norm, &both, inputs);
+                ready.project(pass, Into::Set, &mut [queries, latents]);
+            }
+            Queries::Narrow { q_a_proj, q_a_layernorm, q_b_proj } => {
+                let narrow = sized(narrow, pass.tokens() * q_a_proj.outputs());
+                let both = [q_a_proj, kv_a_proj];
+                let ready = linear::prepare_normed(pass, x, norm, &both, inputs);
+                ready.project(pass, Into::Set, &mut [&mut *narrow, latents]);
+                let ready = [q_b_proj];
+                let ready = linear::prepare_normed(pass, narrow, q_a_layernorm, &ready, inputs);
+                ready.project(pass, Into::Set, &mut [queries]);
+            }
+        }
+    }
+
     /// Norms the latents and turns the keys beside them, (T, L + R), and writes both to the blocks.
     fn remember(&self, layer: usize, pass: &Pass<'_>, latents: &mut [f32]) {
         let width = self.mla.kv_lora_rank + self.mla.qk_rope;
@@ -194,31 +223,6 @@ impl LatentAttention {
             values: self.mla.kv_lora_rank,
             window: usize::MAX,
             scale: self.scale,
-        }
-    }
-}
-
-impl Queries {
-    /// Writes the queries of `x`, (T, E), to `out`, (T, H * (N + R)).
-    fn project(
-        &self,
-        pass: &Pass<'_>,
-        x: &[f32],
-        narrow: &mut Vec<f32>,
-        inputs: &mut Vec<Inputs>,
-        out: &mut [f32],
-    ) {
-        match self {
-            Self::Plain { q_proj } => {
-                linear::prepare(pass, x, &[q_proj], inputs).project(pass, Into::Set, &mut [out]);
-            }
-            Self::Narrow { q_a_proj, q_a_layernorm, q_b_proj } => {
-                let narrow = sized(narrow, pass.tokens() * q_a_proj.outputs());
-                let first = [q_a_proj];
-                linear::prepare(pass, x, &first, inputs).project(pass, Into::Set, &mut [&mut *narrow]);
-                narrow.chunks_exact_mut(q_a_proj.outputs()).for_each(|row| q_a_layernorm.row(row));
-                linear::prepare(pass, narrow, &[q_b_proj], inputs).project(pass, Into::Set, &mut [out]);
-            }
         }
     }
 }

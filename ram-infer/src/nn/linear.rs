@@ -7,9 +7,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::norm::RmsNorm;
 use super::{ALONE_NUMBERS, Pass, math};
 use crate::error::InferError;
 use crate::kernel::{Inputs, Numerics, Packed, ROWS};
+use crate::logits::{self, Logits};
 use crate::pool::Scattered;
 use crate::quant;
 use crate::scope::Scope;
@@ -118,14 +120,26 @@ pub(crate) fn prepare<'a>(
     layers: &'a [&'a Linear],
     buffers: &'a mut Vec<Inputs>,
 ) -> Prepared<'a> {
-    prepare_in(pass, pass.numerics, x, layers, buffers)
+    prepare_in(pass, pass.numerics, x, None, layers, buffers)
 }
 
-/// [`prepare`], for products that are computed in these numbers whatever the pass has.
+/// [`prepare`] of the rows of `x` after a norm: each is normed, rounded and put in order at once.
+pub(crate) fn prepare_normed<'a>(
+    pass: &Pass<'_>,
+    x: &[f32],
+    norm: &RmsNorm,
+    layers: &'a [&'a Linear],
+    buffers: &'a mut Vec<Inputs>,
+) -> Prepared<'a> {
+    prepare_in(pass, pass.numerics, x, Some(norm), layers, buffers)
+}
+
+/// [`prepare`], perhaps after a norm, for products that are computed in these numbers whatever the pass has.
 pub(crate) fn prepare_in<'a>(
     pass: &Pass<'_>,
     numerics: Numerics,
     x: &[f32],
+    norm: Option<&RmsNorm>,
     layers: &'a [&'a Linear],
     buffers: &'a mut Vec<Inputs>,
 ) -> Prepared<'a> {
@@ -142,10 +156,14 @@ pub(crate) fn prepare_in<'a>(
             buffers.push(Inputs::default());
         }
         let filling = buffers[ready].fill(&layer.weight, x.len() / cols, numerics);
+        let fill = || match norm {
+            Some(norm) => filling.work_through(x, |row| norm.row(row)),
+            None => filling.work(x),
+        };
         if x.len() < ALONE_NUMBERS {
-            filling.work(x);
+            fill();
         } else {
-            pass.pool.run(pass.pool.threads(), 1, |_| filling.work(x));
+            pass.pool.run(pass.pool.threads(), 1, |_| fill());
         }
         which.push(ready);
         ready += 1;
@@ -190,6 +208,29 @@ impl Prepared<'_> {
             math::silu_times(gates, ups);
             put(&out, gate.outputs(), tile, tokens, gates, Into::Set);
         });
+    }
+
+    /// Computes one layer, the head, into rows of logits.
+    pub(crate) fn logits(&self, pass: &Pass<'_>) -> Vec<Logits> {
+        let [head] = self.layers else { unreachable!("a head alone") };
+        let mut rows: Vec<Logits> = (0..self.tokens).map(|_| Logits::room(head.outputs())).collect();
+        let scattered = rows.iter_mut().map(Logits::parts);
+        let outs: Vec<_> =
+            scattered.map(|(row, peaks)| (Scattered::new(row), Scattered::new(peaks))).collect();
+        self.by_tiles(pass, head.tiles(), |tile, tokens, [products, _]| {
+            head.tile(tile, self.inputs(0), tokens.clone(), products);
+            let wide = tile * ROWS..head.outputs().min((tile + 1) * ROWS);
+            for ((row, peaks), products) in outs[tokens].iter().zip(products.chunks_exact(ROWS)) {
+                let products = &products[..wide.len()];
+                #[expect(unsafe_code, reason = "tiles are written by several threads")]
+                // SAFETY: each tile of each token is computed by one item of a region, and tiles do not overlap.
+                unsafe {
+                    row.part(wide.clone()).copy_from_slice(products);
+                    peaks.part(tile..tile + 1)[0] = logits::peak(products);
+                }
+            }
+        });
+        rows
     }
 
     /// Hands out tiles, block of tokens after block of tokens; `work` gets [room for a tile's products](with_products).

@@ -1,6 +1,7 @@
 //! The gated MLP (SwiGLU; Shazeer 2020).
 
 use super::linear::{self, Bias, Into, Linear};
+use super::norm::RmsNorm;
 use super::{Pass, Workspace, sized};
 use crate::error::InferError;
 use crate::scope::Scope;
@@ -26,13 +27,17 @@ impl Mlp {
         })
     }
 
-    /// Adds the MLP of `space.normed`, (T, E), to `x`, (T, E).
-    pub(crate) fn add_to(&self, x: &mut [f32], pass: &Pass<'_>, space: &mut Workspace) {
-        self.add_scaled_to(x, None, pass, space);
+    /// Adds the MLP of `x`, (T, E), after a norm, to `x`.
+    pub(crate) fn add_to(&self, x: &mut [f32], norm: &RmsNorm, pass: &Pass<'_>, space: &mut Workspace) {
+        let inner = sized(&mut space.inner, pass.tokens() * self.gate_proj.outputs());
+        let pair = [&self.gate_proj, &self.up_proj];
+        linear::prepare_normed(pass, x, norm, &pair, &mut space.inputs).gated(pass, inner);
+        let down = [&self.down_proj];
+        linear::prepare(pass, inner, &down, &mut space.inputs).project(pass, Into::Add, &mut [x]);
     }
 
-    /// [`Self::add_to`], each token's times its one of `scales`, (T).
-    pub(crate) fn add_scaled_to(
+    /// Adds the MLP of `space.normed`, (T, E), to `x`, (T, E); each token's times its one of `scales`, (T), if given.
+    pub(crate) fn add_of_normed_to(
         &self,
         x: &mut [f32],
         scales: Option<&[f32]>,
@@ -47,10 +52,7 @@ impl Mlp {
         for (row, scale) in inner.chunks_exact_mut(width).zip(scales.into_iter().flatten()) {
             row.iter_mut().for_each(|x| *x *= scale);
         }
-        linear::prepare(pass, inner, &[&self.down_proj], &mut space.inputs).project(
-            pass,
-            Into::Add,
-            &mut [x],
-        );
+        let down = [&self.down_proj];
+        linear::prepare(pass, inner, &down, &mut space.inputs).project(pass, Into::Add, &mut [x]);
     }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Pass<'a> {
 pub(crate) struct Workspace {
     /// Inputs of products, in the kernels' own form: one for each way of packing that a group of layers has.
     pub(crate) inputs: Vec<Inputs>,
-    /// (T, E)
+    /// (T, E), where the normed rows are needed more than once
     pub(crate) normed: Vec<f32>,
     /// (T, H*D), (T, K*D) twice, (T, H*D)
     pub(crate) queries: Vec<f32>,

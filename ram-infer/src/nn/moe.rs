@@ -10,6 +10,7 @@
 
 use super::linear::{self, Bias, Into, Linear};
 use super::mlp::Mlp;
+use super::norm::RmsNorm;
 use super::route::{Plan, Router, sigmoid};
 use super::stack::Stack;
 use super::{Pass, Workspace, sized};
@@ -76,8 +77,9 @@ impl Experts {
         })
     }
 
-    /// Adds the experts of `space.normed`, (T, E), to `x`, (T, E).
-    pub(crate) fn add_to(&self, x: &mut [f32], pass: &Pass<'_>, space: &mut Workspace) {
+    /// Adds the experts of `x`, (T, E), after a norm, to `x`. Several need the normed rows, so they are kept.
+    pub(crate) fn add_to(&self, x: &mut [f32], norm: &RmsNorm, pass: &Pass<'_>, space: &mut Workspace) {
+        norm.rows(pass, x, sized(&mut space.normed, x.len()));
         let (tokens, width) = (pass.tokens(), x.len() / pass.tokens().max(1));
         let slots = tokens * self.router.experts_per_token();
         let Workspace { inputs, normed, experts: Room { plan, scores, rows, inner, found }, .. } = space;
@@ -85,7 +87,7 @@ impl Experts {
         let scores = sized(scores, tokens * self.router.experts());
         // Exactly, for a choice is all or nothing.
         let gate = [&self.gate];
-        let ready = linear::prepare_in(pass, Numerics::F32, normed, &gate, inputs);
+        let ready = linear::prepare_in(pass, Numerics::F32, normed, None, &gate, inputs);
         ready.project(pass, Into::Set, &mut [&mut *scores]);
         self.router.plan(scores, plan);
         let rows = if tokens == 1 {
@@ -123,7 +125,7 @@ impl Experts {
     fn add_shared(&self, x: &mut [f32], pass: &Pass<'_>, space: &mut Workspace) {
         match &self.shared {
             None => {}
-            Some((mlp, None)) => mlp.add_to(x, pass, space),
+            Some((mlp, None)) => mlp.add_of_normed_to(x, None, pass, space),
             Some((mlp, Some(gate))) => {
                 let mut scales = std::mem::take(&mut space.experts.scores);
                 let scale = sized(&mut scales, pass.tokens());
@@ -134,7 +136,7 @@ impl Experts {
                     &mut [&mut *scale],
                 );
                 scale.iter_mut().for_each(|scale| *scale = sigmoid(*scale));
-                mlp.add_scaled_to(x, Some(scale), pass, space);
+                mlp.add_of_normed_to(x, Some(scale), pass, space);
                 space.experts.scores = scales;
             }
         }
