@@ -10,33 +10,14 @@
 //! elsewhere: 0.70 of dense models, 0.55 of experts. These are figures to plan with, not measurements.
 #![allow(clippy::print_stdout, reason = "an example speaks on its standard output")]
 
+mod macs;
+
 use std::error::Error;
 
 use ram_core::catalog;
 use ram_core::memory::Workload;
-use ram_core::units::{ByteRate, Bytes, TokenCount};
-use ram_pipeline::plan::{self, Link, Links, ModelNeeds, Node, Objective, Wish};
-
-/// Chips by name, with Apple's figure of their memory's bandwidth in GB/s.
-const CHIPS: [(&str, u64); 17] = [
-    ("M1", 68),
-    ("M1-Pro", 200),
-    ("M1-Max", 400),
-    ("M1-Ultra", 800),
-    ("M2", 100),
-    ("M2-Pro", 200),
-    ("M2-Max", 400),
-    ("M2-Ultra", 800),
-    ("M3", 100),
-    ("M3-Pro", 150),
-    ("M3-Max", 400),
-    ("M3-Ultra", 819),
-    ("M4", 120),
-    ("M4-Pro", 273),
-    ("M4-Max", 546),
-    ("M5", 153),
-    ("M5-Max", 614),
-];
+use ram_core::units::TokenCount;
+use ram_pipeline::plan::{self, Link, Links, ModelNeeds, Objective, Wish};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut model, mut nodes, mut link) = ("llama-3.1-405b".to_owned(), "6xM4-Max-64".to_owned(), Link::LAN);
@@ -57,30 +38,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     let spec = catalog::resolve(&model).ok_or_else(|| format!("the catalogue has no {model}"))?;
-    let experts = spec.active_parameters() < spec.parameters();
-    let nodes = read_nodes(&nodes, if experts { 55 } else { 70 })?;
+    let nodes: Vec<_> = macs::read(&nodes, spec)?.into_iter().map(|(_, node)| node).collect();
     match plan::choose(&ModelNeeds::of(spec), &nodes, &Links::uniform(link), &wish) {
         Ok(plan) => println!("{plan}"),
         Err(refusal) => println!("no plan: {refusal}"),
     }
     Ok(())
-}
-
-/// `4xM4-Max-64,1xM3-Ultra-512`.
-fn read_nodes(list: &str, percent: u64) -> Result<Vec<Node>, Box<dyn Error>> {
-    let mut nodes = Vec::new();
-    for kind in list.split(',') {
-        let unknown = || format!("{kind} is no kind of node, such as 4xM4-Max-64");
-        let (count, name) = kind.split_once('x').ok_or_else(unknown)?;
-        let (chip, memory) = name.rsplit_once('-').ok_or_else(unknown)?;
-        let (_, bandwidth) = CHIPS.iter().find(|(known, _)| *known == chip).ok_or_else(unknown)?;
-        let memory: u64 = memory.parse()?;
-        let usable = if memory <= 36 { memory * 2 / 3 } else { memory * 3 / 4 };
-        for _ in 0..count.parse::<u8>()? {
-            let number = u8::try_from(nodes.len())?;
-            let speed = ByteRate::new(bandwidth * 10_000_000 * percent);
-            nodes.push(Node::with(number, Bytes::from_gib(usable), speed));
-        }
-    }
-    Ok(nodes)
 }

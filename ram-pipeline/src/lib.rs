@@ -7,11 +7,13 @@
 //! | [`worker`] | a shard's part: steps in, a batch computed, steps or results out |
 //! | [`stage`] | a run of layers, as the pipeline sees it |
 //! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
+//! | [`sim`] | driver and workers on a clock of its own: tokens a second before there are machines |
 //!
 //! The crate thinks and does nothing else: no sockets, no clock, no model.
 
 pub mod driver;
 pub mod plan;
 pub mod session;
+pub mod sim;
 pub mod stage;
 pub mod worker;

@@ -7,12 +7,19 @@
 //!                                          of the last shard:    -- results --> head
 //! ```
 //!
-//! [`Worker`] does no I/O: it takes what happened and says what is to be done. A batch is whatever is ready when the
-//! stage is free: nothing is waited for. Single tokens go first, and one longer piece of a prompt with them. What the
-//! shard behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows
-//! down those before it, and memory stays bounded.
+//! [`Worker`] does no I/O: it takes what happened and says what is to be done. A batch is what is ready when the stage
+//! is free: nothing is waited for. Single tokens go first, and one longer piece of a prompt with them. What the shard
+//! behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows down
+//! those before it, and memory stays bounded.
+//!
+//! A batch holds no more single tokens than its share: as many as there are sessions for each shard, and one shard more
+//! for what is on its way. All that is ready would be too many. Sessions that were computed together would go on
+//! together, and while one shard had all of them the others would have nothing to do: where a pass takes longer the
+//! more it computes, as with experts, five sessions over four shards came to less than half of what they get so. The
+//! simulator ([`sim`](crate::sim)) shows it.
 
 use std::collections::VecDeque;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,6 +48,8 @@ pub struct WorkerConfig {
     pub is_last: bool,
     /// How long a session may be silent.
     pub idle: Duration,
+    /// Shards of the whole chain.
+    pub shards: NonZeroU16,
 }
 
 /// A link of a shard.
@@ -347,16 +356,19 @@ impl Worker {
             return;
         }
         self.give_up_late(now, effects);
-        let (mut waiting, mut tokens, mut long) = (VecDeque::new(), 0, false);
+        let (mut waiting, mut tokens, mut long, mut short) = (VecDeque::new(), 0, false, 0);
+        let share = self.share();
         for queued in self.queue.drain(..) {
             let Step { shape, .. } = queued.step;
             // Of a session that is the one behind what is computed, so no two of a session are in a batch.
             let is_next = self.ledger.wants(&queued.step);
             let is_long = shape.rows > SHORT_ROWS;
             let fits = self.batch.is_empty() || tokens + shape.rows <= BATCH_TOKENS_MAX;
-            if is_next && fits && !(is_long && long) {
+            let has_its_turn = if is_long { !long } else { short < share };
+            if is_next && fits && has_its_turn {
                 tokens += shape.rows;
                 long |= is_long;
+                short += usize::from(!is_long);
                 self.batch.push(queued);
             } else {
                 waiting.push_back(queued);
@@ -379,6 +391,15 @@ impl Worker {
             StageStep { session: of.session, position, input, want }
         });
         effects.push(Effect::Stage(Call::Forward(steps.collect())));
+    }
+
+    /// Single tokens of a batch at most, so that every shard has something to do.
+    fn share(&self) -> usize {
+        let groups = match self.config.shards.get() {
+            1 => 1,
+            shards => usize::from(shards) + 1,
+        };
+        self.ledger.len().div_ceil(groups)
     }
 
     /// Gives up the sessions whose steps nobody waits for any more.
@@ -578,6 +599,7 @@ mod tests {
             is_first: false,
             is_last,
             idle: Duration::from_secs(60),
+            shards: NonZeroU16::MIN,
         };
         let mut worker = Worker::new(config);
         for session in 1..=sessions {
@@ -634,6 +656,31 @@ mod tests {
         assert_eq!(begun(&handle(&mut worker, computed(1), at(2))), [[(3, 1), (5, 16), (2, 700)]]);
         assert_eq!(begun(&handle(&mut worker, computed(3), at(4))), [[(4, 600)]]);
         assert_eq!(begun(&handle(&mut worker, computed(1), at(6))), [[(6, 400)]]);
+    }
+
+    #[test]
+    fn every_shard_is_to_have_something_before_a_batch_grows() {
+        let check = |shards, sessions: u32, expected: &[usize]| {
+            let mut worker = worker(false, sessions.into());
+            (worker.credit, worker.config.shards) = (99, NonZeroU16::new(shards).unwrap());
+            let mut begins: Vec<usize> = Vec::new();
+            for session in 1..=sessions {
+                begins.extend(
+                    begun(&handle(&mut worker, first(session.into(), 1), at(0))).iter().map(Vec::len),
+                );
+            }
+            for turn in 0.. {
+                let Some(count) = begins.get(turn) else { break };
+                let batches = begun(&handle(&mut worker, computed(*count), at(2)));
+                begins.extend(batches.iter().map(Vec::len));
+            }
+            assert_eq!(begins, expected, "{sessions} sessions over {shards} shards");
+        };
+        check(1, 5, &[1, 4]);
+        check(4, 5, &[1, 1, 1, 1, 1]);
+        check(4, 6, &[1, 2, 2, 1]);
+        check(4, 10, &[1, 2, 2, 2, 2, 1]);
+        check(2, 9, &[1, 3, 3, 2]);
     }
 
     #[test]

@@ -48,7 +48,7 @@ use ram_core::memory::{Breakdown, Room, Workload};
 use ram_core::units::{ByteRate, Bytes, TokenCount, TokenRate};
 use serde::{Deserialize, Serialize};
 
-pub use self::needs::{LayerNeeds, ModelNeeds};
+pub use self::needs::{Experts, LayerNeeds, ModelNeeds};
 pub use self::order::EXACT_NODES;
 pub use self::refusal::{Piece, Refusal};
 

@@ -1,6 +1,6 @@
 //! What a model needs of the nodes that hold it, layer by layer.
 
-use ram_core::catalog::ModelSpec;
+use ram_core::catalog::{FeedForward, ModelSpec};
 use ram_core::checkpoint::Role;
 use ram_core::layers::LayerRange;
 use ram_core::memory::{Breakdown, PREFILL_CHUNK, Workload};
@@ -21,6 +21,22 @@ pub struct ModelNeeds {
     /// Of one token, at the widest moment of a pass.
     activations: Bytes,
     context: TokenCount,
+    /// Of a layer that has some.
+    experts: Experts,
+}
+
+/// How many experts a layer has, and how many of them a token takes: all, where there is no choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// All.
+    pub all: u64,
+    /// Those of one token.
+    pub of_token: u64,
+}
+
+impl Experts {
+    /// Of a dense model.
+    pub const ONE: Self = Self { all: 1, of_token: 1 };
 }
 
 /// What one layer needs.
@@ -54,6 +70,10 @@ impl ModelNeeds {
             }
         };
         let table = stored.bytes(shape.embedding());
+        let experts = match shape.feed_forward {
+            FeedForward::Dense { .. } => Experts::ONE,
+            FeedForward::Experts { experts: all, active: of_token, .. } => Experts { all, of_token },
+        };
         Self {
             layers: model.all_layers().iter().map(layer).collect(),
             embedding: table,
@@ -62,6 +82,7 @@ impl ModelNeeds {
             hop: Bytes::new(shape.hidden * RESIDUAL_BYTES),
             activations: Bytes::new(shape.activation_width() * ACTIVATION_BYTES),
             context: model.context(),
+            experts,
         }
     }
 
@@ -139,6 +160,26 @@ impl ModelNeeds {
         run.iter().map(|layer| layer.read).sum::<Bytes>() + head
     }
 
+    /// What a stage holds and one token does not read: the experts that it does not take.
+    #[must_use]
+    pub fn unread_bytes(&self, layers: LayerRange) -> Bytes {
+        let run = &self.layers[usize::from(layers.first())..usize::from(layers.end())];
+        run.iter().map(|layer| layer.weights.saturating_sub(layer.read)).sum()
+    }
+
+    /// Keys and values of one position in a stage.
+    #[must_use]
+    pub fn kv_bytes(&self, layers: LayerRange) -> Bytes {
+        let run = &self.layers[usize::from(layers.first())..usize::from(layers.end())];
+        run.iter().map(|layer| layer.kv_per_token).sum()
+    }
+
+    /// How many experts there are to choose from.
+    #[must_use]
+    pub const fn experts(&self) -> Experts {
+        self.experts
+    }
+
     /// The embedding of a first stage, the head of a last one; once where it is both and they are one.
     pub(super) fn ends(&self, layers: LayerRange) -> Bytes {
         match (layers.first() == 0, self.is_last(layers)) {
@@ -168,7 +209,8 @@ impl ModelNeeds {
     #[cfg(test)]
     pub(super) fn made(layers: Vec<LayerNeeds>, embedding: Bytes, tied: bool) -> Self {
         let (hop, activations) = (Bytes::new(4096), Bytes::new(64));
-        Self { layers, embedding, head: embedding, tied, hop, activations, context: TokenCount::new(1 << 17) }
+        let (context, experts) = (TokenCount::new(1 << 17), Experts::ONE);
+        Self { layers, embedding, head: embedding, tied, hop, activations, context, experts }
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use ram_core::id::{Epoch, JobId};
@@ -179,7 +180,9 @@ impl Chain {
         let node = |number| {
             let (is_first, is_last) = (embeds && number == 1, number == stages);
             let (room, idle) = (TokenCount::new(ROOM), Duration::from_secs(600));
-            let config = WorkerConfig { room, width: WIDTH, dtype: Dtype::F32, is_first, is_last, idle };
+            let shards = NonZeroU16::new(stages as u16).expect("a chain has a shard");
+            let (width, dtype) = (WIDTH, Dtype::F32);
+            let config = WorkerConfig { room, width, dtype, is_first, is_last, idle, shards };
             let mut worker = Worker::new(config);
             worker.handle(Event::Welcomed(WELCOME), Timestamp::ZERO, &mut Vec::new());
             let (from_above, from_below, calls) = Default::default();
