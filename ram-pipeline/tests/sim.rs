@@ -1,8 +1,8 @@
 //! The simulator against arithmetic: what a driver and workers make of chains of machines, beside what could be had.
 //!
-//! *Published* figures are those of a table of this project that was computed by hand before there was a simulator: four
-//! or eight Macs, Llama 3.1 405B, Qwen3 235B and DeepSeek 671B at 4.5 bits a weight. *LAN* is 0.3 ms and 1 Gb/s one way,
-//! *WAN* 20 ms and 100 Mb/s.
+//! *Published* figures are those of a table of this project that was computed by hand before there was a simulator:
+//! four or eight Macs, Llama 3.1 405B, Qwen3 235B and DeepSeek 671B at 4.5 bits a weight. *LAN* is 0.3 ms and 1 Gb/s
+//! one way, *WAN* 20 ms and 100 Mb/s.
 #![expect(clippy::cast_precision_loss, reason = "small numbers")]
 
 use std::num::{NonZeroU16, NonZeroU32};

@@ -1,4 +1,5 @@
-//! How fast a model would be over some Macs: the head's driver and the shards' workers, on simulated machines and links.
+//! How fast a model would be over some Macs: the head's driver and the shards' workers, on simulated machines and
+//! links.
 //!
 //! ```text
 //! cargo run -p ram-pipeline --example simulate -- --model qwen3-235b --nodes 4xM4-Max-64 --link wan --sessions 12

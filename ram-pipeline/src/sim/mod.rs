@@ -7,10 +7,10 @@
 //! ```
 //!
 //! What is simulated is what runs: the [`Driver`](crate::driver::Driver) and the [`Worker`](crate::worker::Worker)s
-//! themselves, with their batches, credits and pieces of prompts, and each frame with the bytes that it has on the wire.
-//! Only what is slow or costs money is made up: a stage is a [`Cost`], from a batch to a time, and a link is a delay and
-//! a rate. Frames of a link are sent one behind the other, and their delays run side by side. There is no chance in it:
-//! the same chain under the same load takes the same time to the nanosecond.
+//! themselves, with their batches, credits and pieces of prompts, and each frame with the bytes that it has on the
+//! wire. Only what is slow or costs money is made up: a stage is a [`Cost`], from a batch to a time, and a link is a
+//! delay and a rate. Frames of a link are sent one behind the other, and their delays run side by side. There is no
+//! chance in it: the same chain under the same load takes the same time to the nanosecond.
 //!
 //! Workers are told of activations that are one number wide, for nobody looks at these; on a link each counts as all
 //! that it stands for. Not simulated: heartbeats, which are a few hundred bytes a second, and whatever TCP adds.
