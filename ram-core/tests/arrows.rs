@@ -16,7 +16,7 @@ const FORBIDDEN: [(&str, &[&str]); 7] = [
     ("ram-chain", &["tokio", "candle-core", "axum", "hyper"]),
     ("ram-crypto", &["tokio", "tracing", "log", "serde"]),
     ("ram-infer", &["tokio", "hyper", "reqwest", "ureq", "rustls", "ram-proto"]),
-    ("ram-pipeline", &["candle-core", "candle-nn", "ram-infer", "axum", "hyper"]),
+    ("ram-pipeline", &["tokio", "candle-core", "candle-nn", "ram-infer", "axum", "hyper"]),
     ("ram-coordinator", &["candle-core", "candle-nn", "ram-infer", "ram-provider"]),
 ];
 

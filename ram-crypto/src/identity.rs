@@ -58,6 +58,12 @@ impl NodeIdentity {
         self.signing.verifying_key().to_bytes()
     }
 
+    /// The seed of the node key, for the channels between nodes that prove it (TLS, iroh). It is wiped when dropped.
+    #[must_use]
+    pub fn node_seed(&self) -> Zeroizing<[u8; 32]> {
+        Zeroizing::new(self.signing.to_bytes())
+    }
+
     /// The public X25519 key: what a client encrypts to.
     #[must_use]
     pub fn e2e_public(&self) -> [u8; 32] {
@@ -303,6 +309,14 @@ mod tests {
             assert!(matches!(error, IdentityError::Io { .. }), "{error}");
             assert!(!dir.path().join("nowhere").exists());
         }
+    }
+
+    #[test]
+    fn the_seed_is_that_of_the_node_key() {
+        let identity = NodeIdentity::from_seeds([0x11; 32], [0x22; 32]);
+        assert_eq!(*identity.node_seed(), [0x11; 32]);
+        let again = NodeIdentity::from_seeds(*identity.node_seed(), [0x33; 32]);
+        assert_eq!(again.node_public(), identity.node_public());
     }
 
     #[test]

@@ -8,10 +8,13 @@
 //! | [`stage`] | a run of layers, as the pipeline sees it |
 //! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
 //! | [`sim`] | driver and workers on a clock of its own: tokens a second before there are machines |
+//! | `link` | streams between nodes, and frames over them: memory, TCP, TLS (feature `tokio`) |
 //!
-//! The crate thinks and does nothing else: no sockets, no clock, no model.
+//! The crate thinks and, but for `link`, does nothing else: no sockets, no clock, no model.
 
 pub mod driver;
+#[cfg(feature = "tokio")]
+pub mod link;
 pub mod plan;
 pub mod session;
 pub mod sim;

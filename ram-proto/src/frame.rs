@@ -157,10 +157,17 @@ pub enum Decoded {
 }
 
 /// Makes frames of what arrives, in pieces of any size. After an error there is nothing more to be had of it.
-#[derive(Debug)]
 pub struct Decoder {
     limits: Limits,
     arrived: BytesMut,
+}
+
+impl fmt::Debug for Decoder {
+    /// How much has arrived, and not what.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (limits, arrived) = (self.limits, self.arrived.len());
+        f.debug_struct("Decoder").field("limits", &limits).field("arrived", &arrived).finish()
+    }
 }
 
 impl Decoder {
@@ -173,6 +180,12 @@ impl Decoder {
     /// Sets what frames may have from the next one on.
     pub const fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// Whether all that arrived was taken.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.arrived.is_empty()
     }
 
     /// Where what arrives is to be appended, with room for more.
@@ -328,6 +341,9 @@ mod tests {
     fn a_payload_shows_in_no_log() {
         let frame = Frame { head: Head::Goaway, payload: Bytes::from_static(b"secret") };
         assert_eq!(format!("{frame:?}"), "Frame { head: Goaway, payload: 6 }");
+        let mut decoder = Decoder::new(Limits::FULL);
+        decoder.room().extend_from_slice(b"secret");
+        assert!(format!("{decoder:?}").ends_with("arrived: 6 }"));
     }
 
     #[test]
