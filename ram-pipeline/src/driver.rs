@@ -12,9 +12,11 @@
 //! A token of an answer goes before any piece of a prompt, and prompts take turns, piece by piece: so a long one holds
 //! up nobody. How many steps are on their way is bounded by the first shard's credit.
 //!
-//! When a shard is lost and the chain is whole again, in a new epoch, every session begins anew there with all its
-//! tokens, prompt and answer, and the sampler with the number of the next pick: the text goes on as if nothing had
-//! been. Of the epoch before nothing is heard any more.
+//! When a shard is lost and the chain is whole again, in a new epoch, every answer goes on behind its last token: who
+//! holds its keys and values keeps them, and the shard that took the lost one's place gets what it needs by the log of
+//! the shard before it ([`worker`](crate::worker)). What cannot be kept so begins anew with all its tokens, prompt and
+//! answer, and the sampler with the number of the next pick; so does a prompt of which nothing was answered yet. The
+//! text goes on as if nothing had been. Of the epoch before nothing is heard any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -26,7 +28,7 @@ use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::units::{Timestamp, TokenCount};
 use ram_proto::frame::{
-    Code, Frame, Head, KvCacheInit, Logprob, Of, PrefixHash, Refusal, Spent, Step, StepResult, Want,
+    Code, Frame, Head, KvCacheInit, Logprob, Mark, Of, PrefixHash, Refusal, Spent, Step, StepResult, Want,
 };
 use ram_proto::tensor::{Dtype, Shape};
 
@@ -56,7 +58,7 @@ pub enum Event {
     Enough(JobId),
     /// There is no other chain to be had: what is in the middle ends with this.
     Hopeless(Code),
-    /// There is another chain, without sessions.
+    /// There is another chain; some of its shards hold what the one before held.
     Rebuilt {
         /// Its epoch, later than that of the one before.
         epoch: Epoch,
@@ -127,6 +129,10 @@ struct Session {
     /// How many tokens were sent, and their hash.
     sent: usize,
     prefix: PrefixHash,
+    /// Whether it goes on, in this epoch, with what shards held of it before.
+    resumed: bool,
+    /// Steps of this epoch that went to a session which was begun anew since: their refusals are to be expected.
+    void: u32,
 }
 
 impl fmt::Debug for Session {
@@ -178,7 +184,7 @@ impl Driver {
                 _ => {}
             },
             Event::Enough(session) => self.end(session, End::Enough, effects),
-            Event::Rebuilt { epoch, credits } => self.begin_anew(epoch, credits, effects),
+            Event::Rebuilt { epoch, credits } => self.rebuilt(epoch, credits, effects),
             Event::Hopeless(code) => self.end_where(|_| true, End::Failed(code), effects),
             Event::Tick => {
                 let is_late = |held: &Session| held.deadline <= now;
@@ -201,22 +207,40 @@ impl Driver {
         }
         let (length, prefix) = (prompt.len(), PrefixHash::EMPTY);
         let tokens_max = usize::try_from(tokens_max.get()).unwrap_or(usize::MAX);
-        let held =
-            Session { tokens: prompt, prompt: length, tokens_max, sampling, deadline, sent: 0, prefix };
+        let (tokens, sent, resumed, void) = (prompt, 0, false, 0);
+        let prompt = length;
+        let held = Session { tokens, prompt, tokens_max, sampling, deadline, sent, prefix, resumed, void };
         effects.push(Effect::Send(held.opening(Of { session, epoch: self.epoch })));
         self.sessions.insert(session, held);
         self.prompts.push_back(session);
     }
 
-    /// Has every session begin anew in another chain.
-    fn begin_anew(&mut self, epoch: Epoch, credits: u32, effects: &mut Vec<Effect>) {
+    /// Has every session go on in another chain.
+    fn rebuilt(&mut self, epoch: Epoch, credits: u32, effects: &mut Vec<Effect>) {
         (self.epoch, self.credit) = (epoch, credits);
         self.answers.clear();
-        self.prompts = self.sessions.keys().copied().collect();
+        self.prompts.clear();
         for (&session, held) in &mut self.sessions {
-            (held.sent, held.prefix) = (0, PrefixHash::EMPTY);
+            held.void = 0;
+            // The last token of an answer is what the shards have not seen, or have not been seen to answer.
+            held.resumed = held.tokens.len() > held.prompt;
+            held.go_back(if held.resumed { held.tokens.len() - 1 } else { 0 });
+            let queue = if held.resumed { &mut self.answers } else { &mut self.prompts };
+            queue.push_back(session);
             effects.push(Effect::Send(held.opening(Of { session, epoch })));
         }
+    }
+
+    /// Has a session begin anew in this chain, for not all shards hold what they should.
+    fn begin_anew(&mut self, of: Of, effects: &mut Vec<Effect>) {
+        let Some(held) = self.sessions.get_mut(&of.session) else { return };
+        let is_sent = held.sent == held.tokens.len();
+        (held.void, held.resumed) = (u32::from(is_sent), false);
+        held.go_back(0);
+        effects.push(Effect::Send(Head::Close(of).into()));
+        effects.push(Effect::Send(held.opening(of)));
+        self.answers.retain(|other| *other != of.session);
+        self.prompts.push_back(of.session);
     }
 
     /// Sends what there is credit for.
@@ -248,6 +272,7 @@ impl Driver {
             return;
         }
         held.tokens.push(token);
+        (held.resumed, held.void) = (false, 0);
         let is_last = held.tokens.len() - held.prompt >= held.tokens_max;
         effects.push(Effect::Token { session, token, logprob, spent });
         if is_last {
@@ -259,7 +284,17 @@ impl Driver {
 
     fn refused(&mut self, Refusal { of, code, .. }: Refusal, effects: &mut Vec<Effect>) {
         match of {
-            Some(of) if of.epoch == self.epoch => self.end(of.session, End::Failed(code), effects),
+            Some(of) if of.epoch == self.epoch => {
+                let Some(held) = self.sessions.get_mut(&of.session) else { return };
+                let is_lacking = matches!(code, Code::UnknownSession | Code::WrongPrefix | Code::WrongEpoch);
+                if is_lacking && held.resumed {
+                    self.begin_anew(of, effects);
+                } else if is_lacking && held.void > 0 {
+                    held.void -= 1;
+                } else {
+                    self.end(of.session, End::Failed(code), effects);
+                }
+            }
             Some(_) => {}
             // The chain is broken. Whether there will be another one is for the group to say.
             None => self.credit = 0,
@@ -302,8 +337,14 @@ impl Session {
             positions: TokenCount::new(self.prompt.saturating_add(self.tokens_max) as u64),
             sampling: self.sampling.clone(),
             picks: TokenCount::new(answer.len() as u64),
+            resume: self.resumed.then(|| Mark { position: narrow(self.sent), prefix: self.prefix }),
         });
         Frame { head, payload: words(seen) }
+    }
+
+    /// Back to where so many tokens were sent.
+    fn go_back(&mut self, sent: usize) {
+        (self.sent, self.prefix) = (sent, PrefixHash::EMPTY.with(&self.tokens[..sent]));
     }
 
     /// The next tokens, `most` at once.
@@ -311,8 +352,6 @@ impl Session {
         let end = self.tokens.len().min(self.sent + most as usize);
         let tokens = &self.tokens[self.sent..end];
         let after = self.prefix.with(tokens);
-        let narrow =
-            |count: usize| u32::try_from(count).expect("a session has fewer tokens than 32 bits count");
         let step = Step {
             of,
             position: narrow(self.sent),
@@ -333,6 +372,10 @@ impl Session {
 /// Whether a factor or summand differs from the one that changes nothing.
 fn has_effect(setting: f32, neutral: f32) -> bool {
     setting.to_bits() != neutral.to_bits()
+}
+
+fn narrow(count: usize) -> u32 {
+    u32::try_from(count).expect("a session has fewer tokens than 32 bits count")
 }
 
 /// Tokens as bytes.

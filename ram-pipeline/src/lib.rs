@@ -15,6 +15,7 @@
 pub mod driver;
 #[cfg(feature = "tokio")]
 pub mod link;
+mod log;
 pub mod plan;
 pub mod session;
 pub mod sim;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ram_core::id::{Epoch, JobId};
 use ram_core::units::{Timestamp, TokenCount};
-use ram_proto::frame::{Code, KvCacheInit, Of, PrefixHash, Step, Trim};
+use ram_proto::frame::{Code, KvCacheInit, Mark, Of, Step, Trim};
 
 /// All sessions of a shard.
 #[derive(Clone, Debug)]
@@ -35,15 +35,6 @@ struct Session {
     /// Steps that were accepted and are not computed.
     on_their_way: u32,
     used: Timestamp,
-}
-
-/// How far a session has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Mark {
-    /// Tokens.
-    pub position: u32,
-    /// Which ones.
-    pub prefix: PrefixHash,
 }
 
 impl Ledger {
@@ -200,6 +191,13 @@ impl Ledger {
         self.sessions.iter().filter(|(_, held)| held.epoch < epoch).map(|(session, _)| *session).collect()
     }
 
+    /// Nobody waits for any step that is on its way: the links that they came over are gone.
+    pub fn cancel_all(&mut self) {
+        for held in self.sessions.values_mut() {
+            (held.accepted, held.on_their_way) = (held.computed, 0);
+        }
+    }
+
     /// Gives up the sessions of which nothing was heard for too long, but for those with steps on their way; says
     /// which.
     pub fn expire(&mut self, now: Timestamp) -> Vec<JobId> {
@@ -222,7 +220,7 @@ impl Ledger {
 mod tests {
     use proptest::prelude::*;
     use ram_core::job::Sampling;
-    use ram_proto::frame::{Spent, Want};
+    use ram_proto::frame::{PrefixHash, Spent, Want};
     use ram_proto::tensor::{Dtype, Shape};
 
     use super::*;
@@ -235,7 +233,7 @@ mod tests {
 
     fn init(of: Of, positions: u64) -> KvCacheInit {
         let (positions, picks) = (TokenCount::new(positions), TokenCount::ZERO);
-        KvCacheInit { of, positions, sampling: Sampling::default(), picks }
+        KvCacheInit { of, positions, sampling: Sampling::default(), picks, resume: None }
     }
 
     fn step(of: Of, position: u32, rows: u32, prefix: PrefixHash, after: PrefixHash) -> Step {

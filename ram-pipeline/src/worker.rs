@@ -12,6 +12,10 @@
 //! behind has no credit for stays in the outbox, and while it does nothing new is computed: so a slow shard slows down
 //! those before it, and memory stays bounded.
 //!
+//! What went out stays in a log. When a shard is lost, the group goes on in another epoch over new links: sessions that
+//! are held go on from where the head says, and a shard that has none is sent what the log has before anything else. So
+//! a lost shard costs what its own layers take, and nothing is computed again by the others.
+//!
 //! A batch holds no more single tokens than its share: as many as there are sessions for each shard, and one shard more
 //! for what is on its way. All that is ready would be too many. Sessions that were computed together would go on
 //! together, and while one shard had all of them the others would have nothing to do: where a pass takes longer the
@@ -24,12 +28,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ram_core::id::{Epoch, JobId};
-use ram_core::units::{Timestamp, TokenCount};
+use ram_core::units::{self, Timestamp, TokenCount};
 use ram_proto::frame::{
-    Code, Frame, Head, Heartbeat, KvCacheInit, Of, Refusal, Spent, Step, StepResult, Trim, Welcome,
+    Code, Frame, Head, Heartbeat, KvCacheInit, Mark, Of, Refusal, Spent, Step, StepResult, Trim, VERSION,
+    Want, Welcome,
 };
 use ram_proto::tensor::{self, Dtype, Shape};
 
+pub use crate::log::Replay;
+use crate::log::{Log, Sent};
 use crate::session::Ledger;
 use crate::stage::{Input, Opening, StageOutput, StageStep};
 
@@ -50,6 +57,12 @@ pub struct WorkerConfig {
     pub idle: Duration,
     /// Shards of the whole chain.
     pub shards: NonZeroU16,
+    /// Whether the stage can go back to any position that was computed; else to none but the first.
+    pub goes_back: bool,
+    /// Bytes of activations that are kept for a shard that takes the place of the one behind.
+    pub log: units::Bytes,
+    /// How it gets them.
+    pub replay: Replay,
 }
 
 /// A link of a shard.
@@ -75,7 +88,8 @@ pub enum Event {
     },
     /// The shard behind has welcomed this one.
     Welcomed(Welcome),
-    /// The group goes on in another epoch, over other links: sessions of earlier ones are void.
+    /// The group goes on in another epoch, over other links. Sessions wait for the head to say where they go on; of those
+    /// that it does not ask for within a few seconds nothing is kept.
     Rebuilt(Epoch),
     /// A link is gone.
     Lost(Side),
@@ -148,6 +162,12 @@ pub struct Worker {
     /// What the shard behind has no credit for yet.
     outbox: VecDeque<Frame>,
     credit: u32,
+    log: Log,
+    /// Whether the shard before replays sessions here, and this one to the shard behind.
+    is_replayed: bool,
+    replays: bool,
+    /// Of the links that there are, and since when.
+    epoch: Option<(Epoch, Timestamp)>,
     /// Microseconds that a single token took lately.
     step_us: u32,
 }
@@ -160,6 +180,9 @@ struct Queued {
     arrived: Timestamp,
     /// Whether nothing is sent on.
     is_replay: bool,
+    /// Whether its session went another way while it was computed. One that begins anew in the same epoch could have a
+    /// step that looks the same.
+    is_void: bool,
 }
 
 impl Worker {
@@ -173,8 +196,21 @@ impl Worker {
             batch: Vec::new(),
             outbox: VecDeque::new(),
             credit: 0,
+            log: Log::new(config.log),
+            is_replayed: false,
+            replays: false,
+            epoch: None,
             step_us: 0,
         }
+    }
+
+    /// The answer to the shard before, when it has made a link. What it sends again depends on it, so each link's
+    /// answer is to be asked for.
+    pub fn welcome(&mut self) -> Welcome {
+        let sessions = u32::try_from(self.ledger.len()).unwrap_or(u32::MAX);
+        // Nobody is before the first one: a session that it does not hold begins anew.
+        self.is_replayed = sessions == 0 && !self.config.is_first;
+        Welcome { version: VERSION, credits: Self::CREDITS, kv_free: self.ledger.free(), sessions }
     }
 
     /// Steps that the shard before may send before it hears of any that was taken up.
@@ -197,9 +233,10 @@ impl Worker {
             },
             Event::Welcomed(welcome) => {
                 self.credit = welcome.credits;
+                self.replays = welcome.sessions == 0;
                 self.flush(effects);
             }
-            Event::Rebuilt(epoch) => self.rebuilt(epoch, effects),
+            Event::Rebuilt(epoch) => self.rebuilt(epoch, now),
             // The head will come again in another epoch, or its sessions expire.
             Event::Lost(Side::Up) => self.queue.clear(),
             Event::Lost(Side::Down | Side::Results) => {
@@ -218,10 +255,18 @@ impl Worker {
         match frame.head {
             Head::ForwardPass(step) => self.step(step, frame.payload, false, now, effects),
             Head::Replay(step) => self.step(step, frame.payload, true, now, effects),
-            Head::KvCacheInit(ref init) => match self.open(init, &frame.payload, now, effects) {
-                Ok(()) => self.pass_down(frame, effects),
-                Err(code) => refuse(Some(init.of), code, effects),
-            },
+            Head::KvCacheInit(ref init) => {
+                let (of, resume) = (init.of, init.resume);
+                let opened = self.open(init, &frame.payload, now, effects);
+                match opened.and_then(|()| self.again(of, resume)) {
+                    Ok(again) => {
+                        self.pass_down(frame, effects);
+                        self.outbox.extend(again);
+                        self.flush(effects);
+                    }
+                    Err(code) => refuse(Some(of), code, effects),
+                }
+            }
             Head::Trim(trim) => match self.trim(&trim, now, effects) {
                 Ok(()) => self.pass_down(frame, effects),
                 Err(code) => refuse(Some(trim.of), code, effects),
@@ -266,15 +311,47 @@ impl Worker {
         if !payload.len().is_multiple_of(size_of::<u32>()) {
             return Err(Code::WrongShape);
         }
-        self.ledger.open(init, now)?;
         let session = init.of.session;
+        if let Some(mark) = init.resume {
+            if self.goes_on(init.of, mark, now, effects) {
+                return Ok(());
+            }
+            if !self.is_replayed {
+                return Err(Code::UnknownSession);
+            }
+        }
+        self.ledger.open(init, now)?;
         self.drop_steps(session, effects);
+        self.log.close(session);
         // Only who samples needs to know the words.
         let seen = if self.config.is_last { words(payload) } else { Vec::new() };
         let (positions, sampling, picks) = (init.positions, init.sampling.clone(), init.picks);
         let opening = Opening { positions, sampling, seen, picks };
         effects.push(Effect::Stage(Call::Open { session, opening }));
         Ok(())
+    }
+
+    /// Takes a session that is held on to another epoch, back to a mark if need be; says whether it can.
+    fn goes_on(&mut self, of: Of, mark: Mark, now: Timestamp, effects: &mut Vec<Effect>) -> bool {
+        let here = self.ledger.computed(of.session);
+        if !self.config.goes_back && here != Some(mark) {
+            return false;
+        }
+        let trim = Trim { of, position: mark.position, prefix: mark.prefix };
+        self.trim(&trim, now, effects).is_ok()
+    }
+
+    /// What the shard behind needs of a session that goes on, if it takes a lost one's place. Where this one does, too,
+    /// that comes of what is on its way here.
+    fn again(&self, of: Of, resume: Option<Mark>) -> Result<Vec<Frame>, Code> {
+        let replays = self.replays && !self.is_replayed && !self.config.is_last;
+        let Some(mark) = resume.filter(|_| replays) else { return Ok(Vec::new()) };
+        let sent = self.log.until(of.session, mark, self.config.replay).ok_or(Code::UnknownSession)?;
+        let replay = |Sent { step, payload }| {
+            let (want, deadline_ms, spent) = (Want::Nothing, u32::MAX, Spent::default());
+            Frame { head: Head::Replay(Step { of, want, deadline_ms, spent, ..step }), payload }
+        };
+        Ok(sent.into_iter().map(replay).collect())
     }
 
     fn step(
@@ -295,7 +372,7 @@ impl Worker {
             false => Err(Code::WrongShape),
         };
         match accepted {
-            Ok(()) => self.queue.push_back(Queued { step, payload, arrived: now, is_replay }),
+            Ok(()) => self.queue.push_back(Queued { step, payload, arrived: now, is_replay, is_void: false }),
             Err(code) => {
                 give_credit(1, effects);
                 refuse(Some(step.of), code, effects);
@@ -305,34 +382,41 @@ impl Worker {
 
     fn trim(&mut self, trim: &Trim, now: Timestamp, effects: &mut Vec<Effect>) -> Result<(), Code> {
         self.ledger.trim(trim, now)?;
-        self.drop_steps(trim.of.session, effects);
-        effects.push(Effect::Stage(Call::Trim { session: trim.of.session, position: trim.position }));
+        let Trim { of: Of { session, .. }, position, prefix } = *trim;
+        self.drop_steps(session, effects);
+        self.log.trim(session, Mark { position, prefix });
+        effects.push(Effect::Stage(Call::Trim { session, position }));
         Ok(())
     }
 
     /// Ends a session, unless it has gone on to another epoch.
     fn close(&mut self, Of { session, epoch }: Of, effects: &mut Vec<Effect>) {
         if self.ledger.epoch(session) == Some(epoch) {
-            self.ledger.close(session);
             self.drop_steps(session, effects);
-            effects.push(Effect::Stage(Call::Close(session)));
+            self.forget(session, effects);
         }
     }
 
-    fn rebuilt(&mut self, epoch: Epoch, effects: &mut Vec<Effect>) {
-        for session in self.ledger.before(epoch) {
-            self.ledger.close(session);
-            effects.push(Effect::Stage(Call::Close(session)));
-        }
+    /// Keeps nothing of a session any more.
+    fn forget(&mut self, session: JobId, effects: &mut Vec<Effect>) {
+        self.ledger.close(session);
+        self.log.close(session);
+        effects.push(Effect::Stage(Call::Close(session)));
+    }
+
+    fn rebuilt(&mut self, epoch: Epoch, now: Timestamp) {
+        self.epoch = Some((epoch, now));
+        self.ledger.cancel_all();
         // Credit was of the links of before.
         self.queue.clear();
         self.outbox.clear();
-        self.credit = 0;
+        (self.credit, self.replays) = (0, false);
     }
 
     fn open_failed(&mut self, session: JobId, code: Code, effects: &mut Vec<Effect>) {
         if let Some(epoch) = self.ledger.epoch(session) {
             self.ledger.close(session);
+            self.log.close(session);
             self.drop_steps(session, effects);
             refuse(Some(Of { session, epoch }), code, effects);
         }
@@ -340,11 +424,13 @@ impl Worker {
 
     /// Drops what waits of a session.
     fn drop_steps(&mut self, session: JobId, effects: &mut Vec<Effect>) {
+        let of_session = |queued: &&mut Queued| queued.step.of.session == session;
+        self.batch.iter_mut().filter(of_session).for_each(|queued| queued.is_void = true);
         let before = self.queue.len();
         self.queue.retain(|queued| queued.step.of.session != session);
         give_credit(before - self.queue.len(), effects);
         let is_other = |frame: &Frame| match &frame.head {
-            Head::ForwardPass(step) => step.of.session != session,
+            Head::ForwardPass(step) | Head::Replay(step) => step.of.session != session,
             _ => true,
         };
         self.outbox.retain(is_other);
@@ -434,61 +520,83 @@ impl Worker {
             self.step_us = compute_us;
         }
         for (queued, output) in batch.into_iter().zip(outputs) {
-            let Queued { step, arrived, is_replay, .. } = queued;
-            if !self.ledger.wants(&step) {
-                continue; // Its session went another way meanwhile.
+            let Queued { step, arrived, is_replay, is_void, .. } = queued;
+            if is_void || !self.ledger.wants(&step) {
+                continue;
             }
             self.ledger.complete(&step, now);
-            if !is_replay {
-                let waited = now.since(arrived);
-                let queue = waited.saturating_sub(took);
-                let spent = Spent {
-                    compute_us: step.spent.compute_us.saturating_add(compute_us),
-                    queue_us: step
-                        .spent
-                        .queue_us
-                        .saturating_add(u32::try_from(queue.as_micros()).unwrap_or(u32::MAX)),
-                };
-                let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
-                let step = Step { deadline_ms: step.deadline_ms.saturating_sub(waited_ms), spent, ..step };
-                self.put_out(&step, output, effects);
+            if is_replay {
+                self.put_out_again(step, output, effects);
+                continue;
             }
+            let waited = now.since(arrived);
+            let queue = u32::try_from(waited.saturating_sub(took).as_micros()).unwrap_or(u32::MAX);
+            let spent = Spent {
+                compute_us: step.spent.compute_us.saturating_add(compute_us),
+                queue_us: step.spent.queue_us.saturating_add(queue),
+            };
+            let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
+            let step = Step { deadline_ms: step.deadline_ms.saturating_sub(waited_ms), spent, ..step };
+            self.put_out(step, output, effects);
         }
         self.flush(effects);
     }
 
     /// Sends on what came out of a step.
-    fn put_out(&mut self, step: &Step, output: StageOutput, effects: &mut Vec<Effect>) {
-        let Step { of, position, shape, spent, .. } = *step;
+    fn put_out(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
+        let Step { of, position, shape, spent, want, .. } = step;
         let result = |token, logprob, logits| {
             let position = position + shape.rows;
             Head::Result(StepResult { of, position, token, logprob, logits, spent })
         };
         let frame = match output {
             StageOutput::Hidden(numbers) if !self.config.is_last => {
-                let WorkerConfig { width: cols, dtype, .. } = self.config;
-                let step = Step { dtype, shape: Shape { cols, ..shape }, ..step.clone() };
-                let payload = tensor::encode(dtype, &numbers).freeze();
+                let (step, payload) = self.logged(step, &numbers);
                 self.outbox.push_back(Frame { head: Head::ForwardPass(step), payload });
                 return;
             }
             StageOutput::Token { token, logprob } => result(Some(token), logprob, None).into(),
-            StageOutput::Nothing => result(None, None, None).into(),
+            StageOutput::Nothing if want == Want::Nothing => result(None, None, None).into(),
             StageOutput::Logits(numbers) => {
                 let cols = numbers.len() / shape.rows as usize;
                 let cols = u32::try_from(cols).unwrap_or(u32::MAX);
                 let head = result(None, None, Some(Shape { rows: shape.rows, cols }));
                 Frame { head, payload: tensor::encode(Dtype::F32, &numbers).freeze() }
             }
-            StageOutput::Hidden(_) => return refuse(Some(of), Code::Internal, effects),
+            StageOutput::Hidden(_) | StageOutput::Nothing => {
+                return refuse(Some(of), Code::Internal, effects);
+            }
         };
         effects.push(Effect::Send { to: Side::Results, frame });
     }
 
+    /// Keeps what came out of a step that was made again; the shard behind gets it if it was lost, too.
+    fn put_out_again(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
+        match output {
+            StageOutput::Hidden(numbers) if !self.config.is_last => {
+                let (step, payload) = self.logged(step, &numbers);
+                if self.replays {
+                    self.outbox.push_back(Frame { head: Head::Replay(step), payload });
+                }
+            }
+            StageOutput::Nothing if self.config.is_last => {}
+            _ => refuse(Some(step.of), Code::Internal, effects),
+        }
+    }
+
+    /// A step for the shard behind, of which the log now knows.
+    fn logged(&mut self, step: Step, numbers: &[f32]) -> (Step, Bytes) {
+        let WorkerConfig { width: cols, dtype, .. } = self.config;
+        let step = Step { dtype, shape: Shape { cols, ..step.shape }, ..step };
+        let payload = tensor::encode(dtype, numbers).freeze();
+        self.log.push(step.clone(), payload.clone());
+        (step, payload)
+    }
+
     /// A pass failed: its sessions stay where they were, and the head is told.
     fn failed(&mut self, batch: Vec<Queued>, code: Code, now: Timestamp, effects: &mut Vec<Effect>) {
-        for Queued { step, .. } in batch {
-            if self.ledger.wants(&step) && self.ledger.cancel(step.of, now).is_ok() {
+        for Queued { step, is_void, .. } in batch {
+            if !is_void && self.ledger.wants(&step) && self.ledger.cancel(step.of, now).is_ok() {
                 self.drop_steps(step.of.session, effects);
                 refuse(Some(step.of), code, effects);
             }
@@ -513,7 +621,12 @@ impl Worker {
 
     fn tick(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
         for session in self.ledger.expire(now) {
-            effects.push(Effect::Stage(Call::Close(session)));
+            self.forget(session, effects);
+        }
+        if let Some((epoch, since)) = self.epoch
+            && now.since(since) >= RESUME
+        {
+            self.ledger.before(epoch).into_iter().for_each(|session| self.forget(session, effects));
         }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let heartbeat = Heartbeat {
@@ -547,6 +660,8 @@ fn refuse(of: Option<Of>, code: Code, effects: &mut Vec<Effect>) {
     effects.push(Effect::Send { to: Side::Up, frame: Head::Error(refusal).into() });
 }
 
+/// How long a session waits for the head to go on with it in another epoch: the head says so as soon as it is there.
+const RESUME: Duration = Duration::from_secs(10);
 /// Tokens of a step that is a guess or an answer, and no piece of a prompt.
 const SHORT_ROWS: u32 = 16;
 /// Tokens of a batch, unless a single step has more.

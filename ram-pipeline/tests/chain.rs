@@ -93,6 +93,7 @@ impl World {
                 positions: TokenCount::new(most as u64),
                 sampling: Sampling::default(),
                 picks: TokenCount::ZERO,
+                resume: None,
             };
             world.chain.nodes[0].from_above.push_back(Head::KvCacheInit(init).into());
         }
@@ -250,7 +251,7 @@ fn what_a_shard_cannot_do_is_told_to_the_head() {
     let of = |session, epoch| Of { session: JobId::from_bits(session), epoch: Epoch::new(epoch) };
     let init = |of, positions| {
         let (positions, picks) = (TokenCount::new(positions), TokenCount::ZERO);
-        Head::KvCacheInit(KvCacheInit { of, positions, sampling: Sampling::default(), picks })
+        Head::KvCacheInit(KvCacheInit { of, positions, sampling: Sampling::default(), picks, resume: None })
     };
     check(init(of(9, 1), ROOM + 1), &[], Code::WrongShape);
     check(init(of(9, 1), ROOM), &[], Code::Busy);

@@ -11,6 +11,7 @@ use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::units::{Timestamp, TokenCount};
 use ram_pipeline::driver::{Driver, Effect, End, Event, Request};
+use ram_pipeline::worker::Replay;
 use ram_proto::frame::Code;
 
 use self::world::{CREDITS, Chain, ROOM, whole};
@@ -46,8 +47,11 @@ struct World {
 
 impl World {
     fn new(stages: u32, piece: u32, wishes: Vec<Wish>, deaths: Vec<usize>) -> Self {
-        let piece = NonZeroU32::new(piece).expect("a piece has a token");
-        let (chain, epoch) = (Chain::new(stages, true), Epoch::new(1));
+        Self::over(Chain::new(stages, true), piece, wishes, deaths)
+    }
+
+    fn over(chain: Chain, piece: u32, wishes: Vec<Wish>, deaths: Vec<usize>) -> Self {
+        let (piece, epoch) = (NonZeroU32::new(piece).expect("a piece has a token"), Epoch::new(1));
         let driver = Driver::new(epoch, piece, CREDITS);
         Self { chain, driver, wishes, next: 0, answers: BTreeMap::new(), deaths, epoch, broken: false }
     }
@@ -119,7 +123,7 @@ impl World {
 
     fn happens(&mut self, choice: usize) -> bool {
         self.chain.now += 1;
-        if !self.broken && choice % 37 == 5 {
+        if choice % 37 == 5 {
             self.dies();
         }
         let inside = self.chain.kinds();
@@ -149,8 +153,12 @@ proptest! {
         wishes in prop::collection::vec(wish(), 1..16),
         deaths in prop::collection::vec(any::<usize>(), 0..6),
         choices in prop::collection::vec(any::<prop::sample::Index>(), 1..400),
+        log in prop_oneof![3 => Just(1_u64 << 20), 1 => 0_u64..3000],
+        at_once in prop::option::of(1_u32..40),
     ) {
-        let mut world = World::new(stages, piece, wishes.clone(), deaths);
+        let replay = at_once.and_then(NonZeroU32::new).map_or(Replay::Exact, Replay::Fast);
+        let chain = Chain::with(stages, true, log, replay);
+        let mut world = World::over(chain, piece, wishes.clone(), deaths);
         for choice in choices.iter().cycle().take(200_000) {
             if !world.happens(choice.index(10_000)) {
                 break;
@@ -169,9 +177,42 @@ proptest! {
                 End::Failed(code) => prop_assert!(false, "{code:?}"),
             }
         }
+        world.chain.rests();
         for node in &world.chain.nodes {
             prop_assert_eq!(node.worker.ledger().free(), TokenCount::new(ROOM));
             prop_assert!(node.toy.sessions.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_lost_shard_costs_what_its_own_layers_take() {
+    let check = |stages: u32, dies: &[usize], replay| {
+        let wish = Wish { prompt: (0..20).collect(), count: 9, enough: None, patience: u64::MAX };
+        let chain = Chain::with(stages, true, 1 << 20, replay);
+        let mut world = World::over(chain, 8, vec![wish.clone()], Vec::new());
+        world.submit();
+        while world.answers[&JobId::from_bits(0)].0.len() < 4 {
+            assert!(world.happens(0));
+        }
+        let before: Vec<usize> = world.chain.nodes.iter().map(|node| node.toy.computed).collect();
+        for at in dies {
+            world.chain.kill(*at);
+        }
+        world.broken = true;
+        while world.happens(0) {}
+        assert_eq!(world.answers[&JobId::from_bits(0)].0, whole(stages, &wish.prompt, 9));
+        for (at, (node, before)) in world.chain.nodes.iter().zip(before).enumerate() {
+            // Those that live compute again what was on its way, at most.
+            let computed = node.toy.computed;
+            let expected = if dies.contains(&at) { 20 + 8..=20 + 8 } else { 20 + 8..=20 + 9 };
+            assert!(expected.contains(&computed), "shard {at}: {computed} tokens, {before} before");
+        }
+    };
+    let eight = NonZeroU32::new(8).expect("not zero");
+    for replay in [Replay::Exact, Replay::Fast(eight)] {
+        for dies in [&[1][..], &[2], &[3], &[1, 2], &[1, 3], &[2, 3], &[1, 2, 3]] {
+            check(4, dies, replay);
         }
     }
 }

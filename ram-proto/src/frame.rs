@@ -30,7 +30,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Deserialize;
 
 pub use self::head::{
-    Carries, Code, Head, Heartbeat, Hello, KvCacheInit, Logprob, ModelDigest, ModelDigestError, Of,
+    Carries, Code, Head, Heartbeat, Hello, KvCacheInit, Logprob, Mark, ModelDigest, ModelDigestError, Of,
     PrefixHash, Refusal, Spent, Step, StepResult, TYPES, Trim, Want, Welcome,
 };
 

@@ -13,7 +13,7 @@ use ram_proto::tensor::{Dtype, Shape};
 
 use crate::driver::{self, Driver, End, Request};
 use crate::stage::{Input, StageOutput, StageStep};
-use crate::worker::{Call, Effect, Event, Side, Worker, WorkerConfig};
+use crate::worker::{Call, Effect, Event, Replay, Side, Worker, WorkerConfig};
 
 use super::report::{Pass, Report, Tally};
 use super::{Batch, Chain, Death, Load};
@@ -143,7 +143,10 @@ impl<'a> World<'a> {
         self.epoch = self.epoch.next();
         for at in 0..self.nodes.len() {
             self.handle(at, Event::Rebuilt(self.epoch));
-            self.handle(at, Event::Welcomed(WELCOME));
+        }
+        for at in 1..self.nodes.len() {
+            let welcome = self.nodes[at].worker.welcome();
+            self.handle(at - 1, Event::Welcomed(welcome));
         }
         self.tally.begins_anew();
         self.drive(driver::Event::Rebuilt { epoch: self.epoch, credits: Worker::CREDITS });
@@ -280,6 +283,9 @@ fn worker(at: usize, stages: usize, load: &Load) -> Worker {
         is_last: at + 1 == stages,
         idle: Duration::MAX,
         shards: u16::try_from(stages).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MAX),
+        goes_back: true,
+        log: Bytes::from_gib(1),
+        replay: Replay::Exact,
     })
 }
 
@@ -295,6 +301,7 @@ fn wire_bytes(frame: &Frame, width: u32) -> Bytes {
     Bytes::new(payload.saturating_add(bytes.len() as u64))
 }
 
-const WELCOME: Welcome = Welcome { version: 1, credits: Worker::CREDITS, kv_free: TokenCount::ZERO };
+const WELCOME: Welcome =
+    Welcome { version: 1, credits: Worker::CREDITS, kv_free: TokenCount::ZERO, sessions: 0 };
 /// What everybody says: one of a large vocabulary, so that it is as long in a result as most are.
 const TOKEN: u32 = 100_000;

@@ -44,11 +44,15 @@ fn worker(is_last: bool, sessions: u128) -> Worker {
         is_last,
         idle: Duration::from_secs(60),
         shards: NonZeroU16::MIN,
+        goes_back: true,
+        log: units::Bytes::from_mib(1),
+        replay: Replay::Exact,
     };
     let mut worker = Worker::new(config);
     for session in 1..=sessions {
         let (positions, picks) = (TokenCount::new(1000), TokenCount::ZERO);
-        let init = KvCacheInit { of: of(session), positions, sampling: Sampling::default(), picks };
+        let init =
+            KvCacheInit { of: of(session), positions, sampling: Sampling::default(), picks, resume: None };
         worker.handle(arrived(Head::KvCacheInit(init), &[]), at(0), &mut Vec::new());
     }
     worker
@@ -101,6 +105,20 @@ fn a_batch_is_what_is_ready_with_answers_first_and_one_piece_of_a_prompt() {
 }
 
 #[test]
+fn what_was_computed_before_a_session_began_anew_is_not_its_own() {
+    let mut worker = worker(true, 1);
+    assert_eq!(begun(&handle(&mut worker, first(1, 4), at(0))), [[(1, 4)]]);
+    handle(&mut worker, arrived(Head::Close(of(1)), &[]), at(1));
+    let (positions, picks) = (TokenCount::new(1000), TokenCount::ZERO);
+    let init = KvCacheInit { of: of(1), positions, sampling: Sampling::default(), picks, resume: None };
+    handle(&mut worker, arrived(Head::KvCacheInit(init), &[]), at(1));
+    handle(&mut worker, first(1, 4), at(1));
+    let effects = handle(&mut worker, computed(1), at(2));
+    assert!(!effects.iter().any(|effect| matches!(effect, Effect::Send { to: Side::Results, .. })));
+    assert_eq!(begun(&effects), [[(1, 4)]], "its own step is computed yet");
+}
+
+#[test]
 fn every_shard_is_to_have_something_before_a_batch_grows() {
     let check = |shards, sessions: u32, expected: &[usize]| {
         let mut worker = worker(false, sessions.into());
@@ -148,7 +166,7 @@ fn what_was_computed_before_the_shard_behind_is_there_goes_when_it_is() {
     handle(&mut worker, first(1, 1), at(0));
     handle(&mut worker, first(2, 1), at(0));
     assert_eq!(handle(&mut worker, computed(1), at(2)), []);
-    let welcome = Welcome { version: 1, credits: 4, kv_free: TokenCount::ZERO };
+    let welcome = Welcome { version: 1, credits: 4, kv_free: TokenCount::ZERO, sessions: 0 };
     let effects = handle(&mut worker, Event::Welcomed(welcome), at(9));
     assert!(matches!(effects[0], Effect::Send { to: Side::Down, .. }));
     assert_eq!(begun(&effects), [[(2, 1)]]);

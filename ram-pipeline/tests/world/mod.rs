@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
-use ram_core::units::{Timestamp, TokenCount};
+use ram_core::units::{Bytes, Timestamp, TokenCount};
 use ram_pipeline::stage::{Input, Opening, Stage, StageOutput, StageStep};
-use ram_pipeline::worker::{Call, Effect, Event, Side, Worker, WorkerConfig};
+use ram_pipeline::worker::{Call, Effect, Event, Replay, Side, Worker, WorkerConfig};
 use ram_proto::frame::{Code, Decoded, Decoder, Frame, Head, Limits, Want, Welcome};
 use ram_proto::tensor::Dtype;
 
@@ -27,6 +27,8 @@ pub(crate) struct Toy {
     number: u32,
     is_last: bool,
     pub(crate) sessions: BTreeMap<JobId, Kept>,
+    /// Tokens that it was ever asked to compute.
+    pub(crate) computed: usize,
 }
 
 /// What a toy keeps of a session.
@@ -57,7 +59,7 @@ fn number(x: f32) -> u32 {
 
 impl Toy {
     fn new(number: u32, is_last: bool) -> Self {
-        Self { number, is_last, sessions: BTreeMap::new() }
+        Self { number, is_last, sessions: BTreeMap::new(), computed: 0 }
     }
 }
 
@@ -80,6 +82,7 @@ impl Stage for Toy {
             let Kept { opening, keys, picked } = kept;
             assert_eq!(keys.len(), *position as usize, "a step goes on where the session is");
             let mut out = Vec::new();
+            self.computed += hidden.len() / WIDTH as usize;
             for row in hidden.chunks(WIDTH as usize) {
                 keys.push(row.iter().fold(self.number, |sum, x| mix(sum, number(*x))));
                 assert!(keys.len() as u64 <= opening.positions.get(), "within what was reserved");
@@ -154,13 +157,15 @@ pub(crate) struct Node {
     calls: VecDeque<Call>,
 }
 
-const WELCOME: Welcome = Welcome { version: 1, credits: CREDITS, kv_free: TokenCount::ZERO };
+const WELCOME: Welcome = Welcome { version: 1, credits: CREDITS, kv_free: TokenCount::ZERO, sessions: 0 };
 
 /// A chain, and what is on its way to the head.
 pub(crate) struct Chain {
     pub(crate) nodes: Vec<Node>,
     pub(crate) to_head: VecDeque<Frame>,
     pub(crate) now: u64,
+    log: u64,
+    replay: Replay,
 }
 
 /// Through bytes and back, as over a link.
@@ -177,18 +182,25 @@ fn over_the_wire(frame: &Frame) -> Frame {
 impl Chain {
     /// Of so many stages; `embeds` says that the first takes tokens.
     pub(crate) fn new(stages: u32, embeds: bool) -> Self {
+        Self::with(stages, embeds, 1 << 20, Replay::Exact)
+    }
+
+    /// With logs of so many bytes, sent again so.
+    pub(crate) fn with(stages: u32, embeds: bool, log: u64, replay: Replay) -> Self {
         let node = |number| {
             let (is_first, is_last) = (embeds && number == 1, number == stages);
             let (room, idle) = (TokenCount::new(ROOM), Duration::from_secs(600));
             let shards = NonZeroU16::new(stages as u16).expect("a chain has a shard");
             let (width, dtype) = (WIDTH, Dtype::F32);
-            let config = WorkerConfig { room, width, dtype, is_first, is_last, idle, shards };
+            let (goes_back, log, replay) = (true, Bytes::new(log), replay);
+            let config =
+                WorkerConfig { room, width, dtype, is_first, is_last, idle, shards, goes_back, log, replay };
             let mut worker = Worker::new(config);
             worker.handle(Event::Welcomed(WELCOME), Timestamp::ZERO, &mut Vec::new());
             let (from_above, from_below, calls) = Default::default();
             Node { worker, toy: Toy::new(number, is_last), from_above, from_below, computing: None, calls }
         };
-        Self { nodes: (1..=stages).map(node).collect(), to_head: VecDeque::new(), now: 0 }
+        Self { nodes: (1..=stages).map(node).collect(), to_head: VecDeque::new(), now: 0, log, replay }
     }
 
     fn handle(&mut self, at: usize, event: Event) {
@@ -208,13 +220,16 @@ impl Chain {
             }
         }
         let Node { from_above, .. } = &self.nodes[(at + 1).min(self.nodes.len() - 1)];
-        let steps = from_above.iter().filter(|frame| matches!(frame.head, Head::ForwardPass(_))).count();
+        let steps = from_above
+            .iter()
+            .filter(|frame| matches!(frame.head, Head::ForwardPass(_) | Head::Replay(_)))
+            .count();
         assert!(steps <= CREDITS as usize, "{steps} steps on their way");
     }
 
     /// A shard dies, and an empty one takes its place: those beside it hear of that, what was on its way is lost.
     pub(crate) fn kill(&mut self, at: usize) {
-        let fresh = Self::new(self.nodes.len() as u32, true).nodes.swap_remove(at);
+        let fresh = Self::with(self.nodes.len() as u32, true, self.log, self.replay).nodes.swap_remove(at);
         self.nodes[at] = fresh;
         if let Some(above) = at.checked_sub(1) {
             self.nodes[above].from_below.clear();
@@ -233,7 +248,10 @@ impl Chain {
             self.nodes[at].from_above.clear();
             self.nodes[at].from_below.clear();
             self.handle(at, Event::Rebuilt(epoch));
-            self.handle(at, Event::Welcomed(WELCOME));
+        }
+        for at in 1..self.nodes.len() {
+            let welcome = Welcome { credits: CREDITS, ..self.nodes[at].worker.welcome() };
+            self.handle(at - 1, Event::Welcomed(welcome));
         }
         // What was said of the links of before is not heard on the new ones.
         for node in &mut self.nodes {
@@ -241,6 +259,15 @@ impl Chain {
             node.from_below.clear();
         }
         self.to_head.retain(|frame| matches!(frame.head, Head::Result(_)));
+    }
+
+    /// Some time passes in which nobody wants anything.
+    pub(crate) fn rests(&mut self) {
+        self.now += 60_000;
+        for at in 0..self.nodes.len() {
+            self.handle(at, Event::Tick);
+            while self.stage(at) {}
+        }
     }
 
     /// How many things could happen next, at most.

@@ -86,6 +86,16 @@ pub struct Welcome {
     pub credits: u32,
     /// Positions of sessions that there is room for.
     pub kv_free: TokenCount,
+    /// Sessions that it holds from before. One without any takes the place of a shard that was lost: what goes on over
+    /// it is to be replayed.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub sessions: u32,
+}
+
+/// Whether there are none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+const fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A session, as of an epoch.
@@ -109,6 +119,19 @@ pub struct KvCacheInit {
     pub sampling: Sampling,
     /// The number of the first pick: tokens of the answer so far.
     pub picks: TokenCount,
+    /// How far the session had come in an epoch before: who holds it goes on there, who takes a lost shard's place gets
+    /// that much by REPLAY first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Mark>,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Tokens.
+    pub position: u32,
+    /// Which ones.
+    pub prefix: PrefixHash,
 }
 
 /// Some tokens of a session on their way through the layers.
