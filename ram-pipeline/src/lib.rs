@@ -9,13 +9,16 @@
 //! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
 //! | [`sim`] | driver and workers on a clock of its own: tokens a second before there are machines |
 //! | `link` | streams between nodes, and frames over them: memory, TCP, TLS (feature `tokio`) |
+//! | `member` | a node's part in a group, running: all of the above (feature `tokio`) |
 //!
-//! The crate thinks and, but for `link`, does nothing else: no sockets, no clock, no model.
+//! The crate thinks and, but for these two, does nothing else: no sockets, no clock, no model.
 
 pub mod driver;
 #[cfg(feature = "tokio")]
 pub mod link;
 mod log;
+#[cfg(feature = "tokio")]
+pub mod member;
 pub mod plan;
 pub mod session;
 pub mod sim;

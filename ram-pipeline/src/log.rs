@@ -60,7 +60,7 @@ impl Log {
         }
         // A session whose beginning was forgotten is of no use.
         let Some(steps) = self.sessions.get_mut(&session) else { return };
-        let at = steps.last().map_or(Mark::default(), Sent::end);
+        let at = steps.last().map_or_else(Mark::default, Sent::end);
         if at != (Mark { position: step.position, prefix: step.prefix }) {
             return self.close(session);
         }
@@ -102,7 +102,7 @@ impl Log {
     /// All that a session has sent up to just this mark; `None` if that is not here any more.
     pub(crate) fn until(&self, session: JobId, mark: Mark, how: Replay) -> Option<Vec<Sent>> {
         let steps = self.sessions.get(&session)?;
-        let is_whole = steps.last().map_or(Mark::default(), Sent::end) == mark;
+        let is_whole = steps.last().map_or_else(Mark::default, Sent::end) == mark;
         is_whole.then(|| match how {
             Replay::Exact => steps.iter().map(Sent::again).collect(),
             Replay::Fast(rows) => joined(steps, rows.get()),

@@ -526,7 +526,7 @@ impl Worker {
             }
             self.ledger.complete(&step, now);
             if is_replay {
-                self.put_out_again(step, output, effects);
+                self.put_out_again(&step, output, effects);
                 continue;
             }
             let waited = now.since(arrived);
@@ -537,14 +537,14 @@ impl Worker {
             };
             let waited_ms = u32::try_from(waited.as_millis()).unwrap_or(u32::MAX);
             let step = Step { deadline_ms: step.deadline_ms.saturating_sub(waited_ms), spent, ..step };
-            self.put_out(step, output, effects);
+            self.put_out(&step, output, effects);
         }
         self.flush(effects);
     }
 
     /// Sends on what came out of a step.
-    fn put_out(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
-        let Step { of, position, shape, spent, want, .. } = step;
+    fn put_out(&mut self, step: &Step, output: StageOutput, effects: &mut Vec<Effect>) {
+        let Step { of, position, shape, spent, want, .. } = *step;
         let result = |token, logprob, logits| {
             let position = position + shape.rows;
             Head::Result(StepResult { of, position, token, logprob, logits, spent })
@@ -571,7 +571,7 @@ impl Worker {
     }
 
     /// Keeps what came out of a step that was made again; the shard behind gets it if it was lost, too.
-    fn put_out_again(&mut self, step: Step, output: StageOutput, effects: &mut Vec<Effect>) {
+    fn put_out_again(&mut self, step: &Step, output: StageOutput, effects: &mut Vec<Effect>) {
         match output {
             StageOutput::Hidden(numbers) if !self.config.is_last => {
                 let (step, payload) = self.logged(step, &numbers);
@@ -585,9 +585,9 @@ impl Worker {
     }
 
     /// A step for the shard behind, of which the log now knows.
-    fn logged(&mut self, step: Step, numbers: &[f32]) -> (Step, Bytes) {
+    fn logged(&mut self, step: &Step, numbers: &[f32]) -> (Step, Bytes) {
         let WorkerConfig { width: cols, dtype, .. } = self.config;
-        let step = Step { dtype, shape: Shape { cols, ..step.shape }, ..step };
+        let step = Step { dtype, shape: Shape { cols, ..step.shape }, ..step.clone() };
         let payload = tensor::encode(dtype, numbers).freeze();
         self.log.push(step.clone(), payload.clone());
         (step, payload)

@@ -102,7 +102,7 @@ fn hello() -> Hello {
 }
 
 fn welcome() -> Welcome {
-    Welcome { version: VERSION, credits: 64, kv_free: TokenCount::new(1000) }
+    Welcome { version: VERSION, credits: 64, kv_free: TokenCount::new(1000), sessions: 0 }
 }
 
 async fn open(near: Any, far: Any) -> (Open<Any>, Open<Any>) {

@@ -58,7 +58,7 @@ fn number(x: f32) -> u32 {
 }
 
 impl Toy {
-    fn new(number: u32, is_last: bool) -> Self {
+    pub(crate) fn new(number: u32, is_last: bool) -> Self {
         Self { number, is_last, sessions: BTreeMap::new(), computed: 0 }
     }
 }
