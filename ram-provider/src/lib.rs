@@ -5,6 +5,7 @@
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
 //! | [`link`] | the socket to the coordinator |
 //! | [`worker`] | the models, in memory or a load away, and the answers that they write |
+//! | [`shards`] | the shards that this node holds for others' groups, and the links to them |
 //! | [`stage`] | a run of a model's layers, as a stage of a pipeline |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
@@ -39,6 +40,7 @@ pub mod hub;
 pub mod link;
 pub mod local;
 pub mod power;
+pub mod shards;
 pub mod signals;
 pub mod stage;
 pub mod status;

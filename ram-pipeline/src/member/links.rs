@@ -21,23 +21,26 @@ pub(super) struct Ends {
     pub(super) said: mpsc::WeakUnboundedSender<Said>,
 }
 
-/// Makes a link to a peer and greets it, again and again for a while: the peer may not have heard yet of an epoch.
+/// Makes a link to a peer and greets it. One that refuses, or does not know this node yet, is asked again and again for a while, for it may not have
+/// heard yet of an epoch; one that does not even listen is gone, after a few attempts.
 pub(super) async fn dial(
     dialer: Dialer,
     (peer, hello, epoch, side): (Peer, Hello, Epoch, Side),
     said: mpsc::WeakUnboundedSender<Said>,
 ) {
-    let mut outcome = Err(LinkError::Silent);
-    for _ in 0..ATTEMPTS_MAX {
-        outcome = match dialer(&peer).await {
+    let (mut attempts, mut failures) = (0, 0);
+    let outcome = loop {
+        let outcome = match dialer(&peer).await {
             Ok(link) => greet::dial(link, hello.clone()).await,
             Err(error) => Err(error),
         };
-        if outcome.is_ok() {
-            break;
+        attempts += 1;
+        failures += usize::from(!matches!(outcome, Err(LinkError::Refused(_) | LinkError::Unwelcome)));
+        if outcome.is_ok() || attempts == ATTEMPTS_MAX || failures == FAILURES_MAX {
+            break outcome;
         }
         tokio::time::sleep(ATTEMPT_EVERY).await;
-    }
+    };
     tell(&said, Said::Dialled { epoch, side, outcome: outcome.map(Box::new) });
 }
 
@@ -67,3 +70,5 @@ fn tell(said: &mpsc::WeakUnboundedSender<Said>, what: Said) {
 /// Attempts for a link, with a pause between them: as long as it may take until all members have heard of an epoch.
 const ATTEMPTS_MAX: usize = 100;
 const ATTEMPT_EVERY: Duration = Duration::from_millis(50);
+/// Links that could not be made, or broke before the greetings were over.
+const FAILURES_MAX: usize = 4;

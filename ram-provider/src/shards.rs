@@ -1,0 +1,223 @@
+//! The shards that a node holds for groups, and the door by which the shards before them, and the last ones of chains
+//! whose head this is, come in.
+//!
+//! ```text
+//! Shards::open -> hold(stage) -> Member -> link(chain) -> Report::Linked -> Member::submit, on the head
+//! ```
+//!
+//! Links are TLS 1.3 between node keys. The door opens to the nodes of the chains that this node was linked into, and
+//! to nobody else: a stranger is refused before a byte of a frame is read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ram_core::id::NodeKey;
+use ram_core::layers::LayerRange;
+use ram_core::units::Bytes;
+use ram_crypto::identity::NodeIdentity;
+use ram_infer::device::Device;
+use ram_pipeline::link::tls::{self, Door, Identity};
+use ram_pipeline::link::{Link, greet, tcp};
+use ram_pipeline::member::{Chain, Dialer, Member, MemberConfig, Peer, Report};
+use ram_pipeline::worker::{Replay, WorkerConfig};
+use ram_proto::frame::{Code, ModelDigest};
+use ram_proto::tensor::Dtype;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tracing::{debug, warn};
+
+use crate::run::now;
+use crate::stage::ModelStage;
+
+/// All shards of this node. Cheap to clone; the door closes with the last one.
+#[derive(Clone)]
+pub struct Shards(Arc<Inner>);
+
+struct Inner {
+    identity: Arc<Identity>,
+    address: SocketAddr,
+    held: Arc<Mutex<Held>>,
+    accepts: AbortHandle,
+}
+
+/// What is held, by what a HELLO names.
+#[derive(Default)]
+struct Held {
+    members: HashMap<(ModelDigest, LayerRange), (Member, BTreeSet<NodeKey>)>,
+}
+
+impl Shards {
+    /// Opens the door. Takes the caller's tokio runtime.
+    ///
+    /// # Errors
+    /// When nobody may listen at this address.
+    pub async fn open(identity: &NodeIdentity, address: SocketAddr) -> std::io::Result<Self> {
+        let listener = TcpListener::bind(address).await?;
+        let address = listener.local_addr()?;
+        let identity = Arc::new(Identity::from_seed(&identity.node_seed()));
+        let held = Arc::<Mutex<Held>>::default();
+        let known = held.clone();
+        let door = Door::new(&identity, move |key| lock(&known).knows(key));
+        let accepts = tokio::spawn(accept(listener, Arc::new(door), held.clone())).abort_handle();
+        Ok(Self(Arc::new(Inner { identity, address, held, accepts })))
+    }
+
+    /// Where others dial.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.0.address
+    }
+
+    /// This node, for others.
+    #[must_use]
+    pub fn node(&self) -> NodeKey {
+        self.0.identity.public()
+    }
+
+    /// Takes part with a stage of a model that the group calls `model`, in chains of so many shards. Until it is
+    /// [linked](Self::link) nobody is let in to it.
+    #[must_use]
+    pub fn hold(
+        &self,
+        model: ModelDigest,
+        stage: ModelStage,
+        shards: NonZeroU16,
+        reports: mpsc::UnboundedSender<Report>,
+    ) -> Member {
+        let layers = stage.model().shard().layers;
+        let config = config(model, &stage, shards);
+        let member = Member::start(config, stage, dialer(&self.0.identity), now, reports);
+        lock(&self.0.held).members.insert((model, layers), (member.clone(), BTreeSet::new()));
+        member
+    }
+
+    /// Links a shard that is held into a chain; says whether it is held, and in its place.
+    #[must_use = "a shard that is not held was not linked"]
+    pub fn link(&self, model: ModelDigest, chain: Chain) -> bool {
+        let Some(own) = chain.peers.get(chain.place) else { return false };
+        let mut held = lock(&self.0.held);
+        let Some((member, keys)) = held.members.get_mut(&(model, own.layers)) else { return false };
+        *keys = chain.peers.iter().map(|peer| peer.node).collect();
+        member.join(chain);
+        true
+    }
+
+    /// Lets a shard go: its links end, and its memory is free when its last pass is over.
+    pub fn release(&self, model: ModelDigest, layers: LayerRange) {
+        lock(&self.0.held).members.remove(&(model, layers));
+    }
+}
+
+impl Held {
+    fn knows(&self, key: &NodeKey) -> bool {
+        self.members.values().any(|(_, keys)| keys.contains(key))
+    }
+
+    fn member(&self, model: ModelDigest, layers: LayerRange) -> Option<Member> {
+        self.members.get(&(model, layers)).map(|(member, _)| member.clone())
+    }
+}
+
+/// What a stage is to its group.
+fn config(model: ModelDigest, stage: &ModelStage, shards: NonZeroU16) -> MemberConfig {
+    let own = stage.model();
+    let worker = WorkerConfig {
+        room: stage.room(),
+        width: u32::try_from(own.config().hidden_size).unwrap_or(u32::MAX),
+        // What stands between two layers, as it is: a hop loses nothing.
+        dtype: Dtype::F32,
+        is_first: own.shard().embed,
+        is_last: own.shard().head,
+        idle: IDLE,
+        shards,
+        goes_back: !own.is_recurrent(),
+        log: LOG_BYTES_MAX,
+        // On the processor numbers are the same whatever is computed at once.
+        replay: if own.device() == Device::Cpu { Replay::Fast(PIECE) } else { Replay::Exact },
+    };
+    MemberConfig { model, worker, piece: PIECE }
+}
+
+fn dialer(identity: &Arc<Identity>) -> Dialer {
+    let identity = identity.clone();
+    Arc::new(move |peer: &Peer| {
+        let (identity, peer) = (identity.clone(), *peer);
+        Box::pin(async move {
+            let stream = tcp::dial(peer.address).await?;
+            let link: Box<dyn Link> = Box::new(tls::dial(&identity, stream, peer.node).await?);
+            Ok(link)
+        })
+    })
+}
+
+/// Lets in who is known, and takes each to the shard that it means.
+async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) {
+    let callers = Arc::new(tokio::sync::Semaphore::new(CALLERS_MAX));
+    loop {
+        let Ok(turn) = callers.clone().acquire_owned().await else { return };
+        match tcp::accept(&listener).await {
+            Ok(stream) => {
+                let (door, held) = (door.clone(), held.clone());
+                tokio::spawn(async move {
+                    greet_caller(&door, stream, &held).await;
+                    drop(turn);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "a link could not be taken");
+                tokio::time::sleep(ACCEPT_AGAIN).await; // Out of sockets, most likely.
+            }
+        }
+    }
+}
+
+async fn greet_caller(door: &Door, stream: TcpStream, held: &Mutex<Held>) {
+    let heard = async {
+        let link: Box<dyn Link> = Box::new(tls::accept(door, stream).await?);
+        greet::hear(link).await
+    };
+    match heard.await {
+        Ok(caller) => {
+            let hello = caller.hello();
+            let member = lock(held).member(hello.model, hello.layers);
+            match member {
+                Some(member) => member.called(caller),
+                None => {
+                    caller.refuse(Code::WrongModel, None).await;
+                }
+            }
+        }
+        Err(error) => debug!(%error, "a caller was not let in"),
+    }
+}
+
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner) // a map of whole entries
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.accepts.abort();
+    }
+}
+
+impl fmt::Debug for Shards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards").field("address", &self.0.address).finish_non_exhaustive()
+    }
+}
+
+/// Tokens of a piece of a prompt: as the engine cuts them.
+const PIECE: NonZeroU32 = NonZeroU32::new(512).expect("not zero");
+/// How long a session may be silent: a user who reads is not gone, and who is gone frees its memory by CLOSE.
+const IDLE: Duration = Duration::from_secs(600);
+/// Activations kept for a shard that takes a lost one's place: of Llama 3.1 405B 4,000 tokens in f32.
+const LOG_BYTES_MAX: Bytes = Bytes::from_mib(256);
+/// Callers that may be greeted at once. One that says nothing is hung up on after some seconds.
+const CALLERS_MAX: usize = 64;
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
