@@ -70,7 +70,7 @@ struct Answer {
     tokens_per_s: f64,
     /// Where a shard was lost: until that was noticed, and until the token after.
     lost: Option<[Duration; 2]>,
-    /// A token's computing, all shards together.
+    /// A token's computing, all shards together, without the first.
     compute: Duration,
 }
 
@@ -174,8 +174,9 @@ impl Group {
             match words.recv().await.ok_or("an answer without an end")? {
                 Word::End(_) => break,
                 Word::Token { spent, .. } => {
+                    // The first token has the prompt's computing.
+                    compute += Duration::from_micros(spent.compute_us.into()) * u32::from(!times.is_empty());
                     times.push(Instant::now());
-                    compute += Duration::from_micros(spent.compute_us.into());
                 }
             }
             if kills && times.len() == options.tokens as usize / 2 {
@@ -189,7 +190,7 @@ impl Group {
         });
         let steps = times.len() - 1;
         let tokens_per_s = steps as f64 / last.duration_since(*first).as_secs_f64();
-        Ok(Answer { tokens_per_s, lost, compute: compute / u32::try_from(times.len())? })
+        Ok(Answer { tokens_per_s, lost, compute: compute / u32::try_from(steps)? })
     }
 
     /// A shard is lost, and the spare takes its place; when it was, and how long until that was noticed.
