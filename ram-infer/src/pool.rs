@@ -30,9 +30,10 @@ pub(crate) struct Pool {
 struct Shared {
     /// How many regions were started; a thread that sees a new number works on it.
     started: AtomicUsize,
-    /// Threads that have not finished the region.
-    busy: AtomicUsize,
-    /// What to do. Read only between a start and the thread's own report.
+    /// [`OPEN`] while a region may be entered, and [`INSIDE`] for each other thread that works on it. One that wakes late
+    /// finds it closed, and nobody has waited for it.
+    gate: AtomicUsize,
+    /// What to do. Read only by threads inside.
     work: Mutex<Option<Work>>,
     /// Threads that sleep, or are about to.
     sleepers: Mutex<usize>,
@@ -66,7 +67,7 @@ impl Pool {
     fn new(threads: NonZeroUsize) -> Self {
         let shared = Arc::new(Shared {
             started: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
+            gate: AtomicUsize::new(0),
             work: Mutex::new(None),
             sleepers: Mutex::new(0),
             wake: Condvar::new(),
@@ -109,7 +110,7 @@ impl Pool {
             }
         };
         let _turn = lock(&self.turn);
-        let _done = self.shared.start(&region, self.others.len());
+        let _done = self.shared.start(&region);
         region();
     }
 
@@ -137,8 +138,15 @@ struct Done<'a> {
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        while self.shared.busy.load(Ordering::Acquire) > 0 {
-            spin_loop();
+        self.shared.gate.fetch_and(!OPEN, Ordering::Relaxed);
+        let mut spins = 0;
+        while self.shared.gate.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            if spins < SPINS {
+                spin_loop();
+            } else {
+                thread::yield_now(); // The system holds one up, perhaps to run this one.
+            }
         }
         *lock(&self.shared.work) = None;
         let met = lock(&self.shared.panic).take();
@@ -152,13 +160,13 @@ impl Drop for Done<'_> {
 
 impl Shared {
     /// Tells all threads of a region.
-    fn start<'a>(&'a self, region: &'a (dyn Fn() + Sync + 'a), others: usize) -> Done<'a> {
+    fn start<'a>(&'a self, region: &'a (dyn Fn() + Sync + 'a)) -> Done<'a> {
         let pointer: *const (dyn Fn() + Sync + 'a) = region;
         #[expect(unsafe_code, reason = "a region lies on the caller's stack and is called by other threads")]
-        // SAFETY: only the lifetime changes. `Done`, which borrows for it, waits for every thread before it lets go.
+        // SAFETY: only the lifetime changes. `Done`, which borrows for it, waits for every thread that has entered before it lets go.
         let pointer: *const (dyn Fn() + Sync) = unsafe { std::mem::transmute(pointer) };
         *lock(&self.work) = Some(Work(pointer));
-        self.busy.store(others, Ordering::Relaxed);
+        self.gate.store(OPEN, Ordering::Release);
         self.started.fetch_add(1, Ordering::Release);
         self.wake_all();
         Done { shared: self, region: PhantomData }
@@ -176,16 +184,22 @@ impl Shared {
         let mut seen = 0;
         while let Some(started) = self.wait(seen) {
             seen = started;
+            let enter = |gate: usize| (gate & OPEN != 0).then_some(gate + INSIDE);
+            if self.gate.fetch_update(Ordering::Acquire, Ordering::Relaxed, enter).is_err() {
+                continue;
+            }
+            // It may be a later region than the one that was heard of.
+            seen = self.started.load(Ordering::Relaxed);
             let work = *lock(&self.work);
             if let Some(Work(region)) = work {
                 #[expect(unsafe_code, reason = "a region lies on the caller's stack")]
-                // SAFETY: `Pool::run` waits for this thread's report below before the region ends.
+                // SAFETY: this thread is inside, so `Pool::run` waits for it before the region ends.
                 let done = panic::catch_unwind(AssertUnwindSafe(|| unsafe { (*region)() }));
                 if let Err(met) = done {
                     lock(&self.panic).get_or_insert(met);
                 }
             }
-            self.busy.fetch_sub(1, Ordering::Release);
+            self.gate.fetch_sub(INSIDE, Ordering::Release);
         }
     }
 
@@ -267,6 +281,9 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner) // What they guard is whole between statements.
 }
 
+/// The parts of a gate's number.
+const OPEN: usize = 1;
+const INSIDE: usize = 2;
 /// Some 100 µs of spinning: longer than a sampler takes between two passes.
 const SPINS: usize = 4000;
 /// Enough that a thread which was held up costs a few per cent of a region.

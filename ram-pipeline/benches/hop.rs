@@ -2,7 +2,9 @@
 //! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs.
 //!
 //! A step of one token, 16 KiB of activations, goes there and back; half of that time is shown. Each end has a thread
-//! and a runtime of its own, as two nodes have. Two more rows have nothing but the codec, and a frame of 8 MiB.
+//! and a runtime of its own, as two nodes have; in the rows `together` both ends share a thread, so that no thread has to
+//! be woken by another: what is left is the link's own work. Two more rows have nothing but the codec, and a frame of
+//! 8 MiB.
 
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -41,9 +43,10 @@ fn main() -> Result<(), Failure> {
     for kind in [Kind::Tcp, Kind::Tls] {
         rows.push(hops(kind, HIDDEN_BYTES, trips)?);
         rows.push(hops(kind, CHUNK_BYTES, long_trips)?);
+        rows.push(together(kind, trips)?);
     }
     if !is_json {
-        println!("{:<8} {:>9} {:>10} {:>10} {:>10}", "link", "payload", "p50 us", "p99 us", "target");
+        println!("{:<14} {:>9} {:>10} {:>10} {:>10}", "link", "payload", "p50 us", "p99 us", "target");
     }
     for Row { what, bytes, times, target } in rows {
         let us = |time: Duration| time.as_secs_f64() * 1e6;
@@ -56,7 +59,7 @@ fn main() -> Result<(), Failure> {
             println!("{row}");
         } else {
             let target = target.map_or_else(String::new, |target| format!("<= {target}"));
-            println!("{what:<8} {bytes:>9} {p50:>10.1} {p99:>10.1} {target:>10}");
+            println!("{what:<14} {bytes:>9} {p50:>10.1} {p99:>10.1} {target:>10}");
         }
     }
     Ok(())
@@ -140,6 +143,30 @@ fn hops(kind: Kind, payload: usize, trips: usize) -> Result<Row, Failure> {
         times,
         target: (payload == HIDDEN_BYTES).then_some(kind.target()),
     })
+}
+
+/// The same, with both ends on one thread.
+fn together(kind: Kind, trips: usize) -> Result<Row, Failure> {
+    let times = runtime()?.block_on(async {
+        let (tell, told) = std::sync::mpsc::channel();
+        let far = tokio::spawn(async move { echo(kind, &tell).await });
+        let address = loop {
+            match told.try_recv() {
+                Ok(address) => break address,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let times = measure(kind, address, step(HIDDEN_BYTES), trips).await;
+        far.await??;
+        times
+    });
+    let mut times = times?;
+    times.sort();
+    let what = match kind {
+        Kind::Tcp => "tcp, together",
+        Kind::Tls => "tls, together",
+    };
+    Ok(Row { what, bytes: HIDDEN_BYTES, times, target: None })
 }
 
 fn runtime() -> std::io::Result<Runtime> {
