@@ -432,8 +432,7 @@ mod tests {
         assert_eq!((chain.layers(), chain.head().node), (9, NodeKey::from_bytes([1; 32])));
         let gap = |expected, got| ChainError::Gap { expected, got };
         let layers = 0..=u16::try_from(SHARDS_MAX).unwrap();
-        let long =
-            layers.map(|layer| shard(u8::try_from(layer).unwrap(), layer, layer + 1)).collect();
+        let long = layers.map(|layer| shard(u8::try_from(layer).unwrap(), layer, layer + 1)).collect();
         for (shards, error) in [
             (vec![], ChainError::Empty),
             (vec![shard(1, 1, 3)], gap(0, 1)),
