@@ -256,8 +256,8 @@ impl Group {
         member.strike(now);
         member.out |= !word.failure.is_retryable();
         self.last_failure = Some(word.failure);
+        self.forget_head(node);
         if self.layout.gives(node, word.layers) {
-            self.forget_head(node);
             self.broken(now, effects);
         }
     }
@@ -311,8 +311,8 @@ impl Group {
         if !member.rests(now) {
             member.strike(now); // Else others were quicker to tell of the same loss.
         }
+        self.forget_head(node);
         if self.layout.stage_of(node).is_some() {
-            self.forget_head(node);
             self.broken(now, effects);
         }
     }
@@ -625,6 +625,7 @@ impl Group {
             let message = Box::new(ToProvider::UnloadShard(UnloadShard { group: self.id, layers }));
             effects.push(Effect::Send { to: node, message });
         }
+        self.forget_head(node);
     }
 
     /// Does without a node whose shard is of another make than the others'.
@@ -641,9 +642,12 @@ impl Group {
         }
     }
 
-    /// A node that drove knows of no jobs any more.
+    /// A node that drove knows of no jobs any more, once it holds nothing.
     fn forget_head(&mut self, node: ProviderId) {
-        self.head = self.head.filter(|head| head.provider_id() != node);
+        let is_ready = |shard| matches!(shard, &Shard::Ready(_));
+        if !self.members.get(&node).is_some_and(|member| member.shards.values().any(is_ready)) {
+            self.head = self.head.filter(|head| head.provider_id() != node);
+        }
     }
 
     /// The stage whose layers a node holds, or is about to, without being its holder.

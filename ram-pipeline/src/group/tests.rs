@@ -1,4 +1,6 @@
-//! The rules of a group, one by one.
+//! The rules of a group, one by one; [`night`] plays many of them at once.
+
+mod night;
 
 use std::num::NonZeroU16;
 
