@@ -67,6 +67,7 @@ pub struct Group {
     epoch: Epoch,
     /// When links were made, in the last minute.
     relinks: VecDeque<Timestamp>,
+    last_loss: Option<Loss>,
     /// Since when it is not ready.
     unready: Timestamp,
     /// Who drove last, if it still knows its jobs.
@@ -83,6 +84,13 @@ enum Phase {
     Linking { until: Timestamp, linked: BTreeSet<ProviderId> },
     Ready,
     Ended(End),
+}
+
+/// A link that broke.
+#[derive(Clone, Copy, Debug)]
+struct Loss {
+    ends: [ProviderId; 2],
+    at: Timestamp,
 }
 
 /// What the shards of one chain have in common.
@@ -122,6 +130,7 @@ impl Group {
             phase: Phase::Loading,
             epoch: Epoch::default(),
             relinks: VecDeque::new(),
+            last_loss: None,
             unready: now,
             head: None,
             content_until: Timestamp::ZERO,
@@ -153,6 +162,11 @@ impl Group {
             Event::NodeGone(node) => self.gone(node, now, effects),
             Event::NodeBack(node) => self.back(node, now, effects),
             Event::Plan(plan) => self.plan(&plan, now),
+            Event::Spare(spare) => {
+                if self.layout.add(&spare) {
+                    self.members.entry(spare.node).or_insert_with(Member::new);
+                }
+            }
             Event::Tick => self.tick(now, effects),
             Event::Retire => self.end(End::Retired, effects),
             // Of another group.
@@ -299,8 +313,20 @@ impl Group {
             Neighbour::Results => (stage == last).then_some(0),
         };
         if let Some(accused) = accused {
-            self.strike(self.layout.holders[accused], now);
+            let accused = self.layout.holders[accused];
+            self.strike(self.at_fault(from, accused, now), now);
+            self.last_loss = Some(Loss { ends: [from, accused], at: now });
             self.broken(now, effects);
+        }
+    }
+
+    /// Whose fault it is that a link broke: the other's, says who tells of it. But who lost another one just before is
+    /// more likely the one whose line is bad.
+    fn at_fault(&self, from: ProviderId, accused: ProviderId, now: Timestamp) -> ProviderId {
+        let before = self.last_loss.filter(|loss| now.since(loss.at) < RELINKS_WITHIN);
+        match before {
+            Some(loss) if loss.ends.contains(&from) && !loss.ends.contains(&accused) => from,
+            _ => accused,
         }
     }
 
@@ -343,6 +369,7 @@ impl Group {
             Phase::Planning { .. } => {
                 self.meet(&layout);
                 self.layout = layout;
+                self.forget_strangers(now);
                 self.phase = Phase::Loading;
             }
             Phase::Ready
@@ -586,6 +613,15 @@ impl Group {
         for (node, _) in layout.nodes() {
             self.members.entry(node).or_insert_with(Member::new);
         }
+    }
+
+    /// Forgets nodes of plans of before, but for what is still to be said to them or of them.
+    fn forget_strangers(&mut self, now: Timestamp) {
+        let layout = &self.layout;
+        self.members.retain(|node, member| {
+            let is_of_use = !member.shards.is_empty() || member.here && !member.may_be_chosen(now);
+            is_of_use || layout.nodes().any(|(named, _)| named == *node)
+        });
     }
 
     /// Asks a node for layers, unless it was asked.

@@ -9,7 +9,7 @@ use ram_core::units::TokenCount;
 use ram_proto::control::ToProvider;
 use ram_proto::control::shard::{ShardFailed, ShardFailure, ShardLinked, ShardLost, ShardReady};
 
-use crate::plan::{NODES_MAX, Objective, Plan};
+use crate::plan::{NODES_MAX, Objective, Plan, Spare};
 
 /// What a group is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +90,9 @@ pub enum Event {
     NodeBack(ProviderId),
     /// A plan: the answer to [`Effect::AskForPlan`], or one that may be better than what runs.
     Plan(Plan),
+    /// A node that could step in for some stages of the plan that runs, as [`Group::holders`](super::Group::holders)
+    /// numbers them: one that came later than the plan.
+    Spare(Spare),
     /// Time passed; to be told once a second or so.
     Tick,
     /// The group is not wanted any more.

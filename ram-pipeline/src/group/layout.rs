@@ -8,7 +8,7 @@ use ram_core::layers::LayerRange;
 use ram_proto::control::shard::Place;
 
 use super::Misplan;
-use crate::plan::{Expected, NODES_MAX, Objective, Plan};
+use crate::plan::{Expected, NODES_MAX, Objective, Plan, Spare};
 
 /// Who holds which layers, or is to.
 #[derive(Clone, Debug)]
@@ -38,14 +38,25 @@ impl Layout {
         }
         let own =
             plan.stages.iter().enumerate().map(|(number, stage)| (stage.node, BTreeSet::from([number])));
-        let mut fits: BTreeMap<_, _> = own.collect();
-        for spare in plan.spares.iter().take(NODES_MAX).filter(|spare| !nodes.contains(&spare.node)) {
-            let stages = spare.stages.iter().copied().filter(|stage| *stage < plan.stages.len());
-            fits.insert(spare.node, stages.collect());
-        }
+        let fits = own.collect();
         let stages = plan.stages.iter().map(|stage| stage.layers).collect();
         let holders = plan.stages.iter().map(|stage| stage.node).collect();
-        Ok(Self { stages, holders, fits, expected: plan.expected })
+        let mut layout = Self { stages, holders, fits, expected: plan.expected };
+        for spare in &plan.spares {
+            layout.add(spare);
+        }
+        Ok(layout)
+    }
+
+    /// Counts in a node that could step in; whether it can, and there are not too many.
+    pub(super) fn add(&mut self, spare: &Spare) -> bool {
+        let stages: BTreeSet<_> =
+            spare.stages.iter().copied().filter(|stage| *stage < self.stages.len()).collect();
+        if stages.is_empty() || self.fits.len() >= 2 * NODES_MAX {
+            return false;
+        }
+        self.fits.entry(spare.node).or_default().extend(stages);
+        true
     }
 
     /// The layers of a stage, and its place.

@@ -22,6 +22,8 @@ enum Manner {
     Mute,
     /// Loads, and never links.
     Deaf,
+    /// Links, and loses its neighbours some seconds later; each of the two says that it was the other.
+    BadLine,
     /// Does not load.
     Fails(ShardFailure),
     /// Its files are other ones.
@@ -299,7 +301,7 @@ impl Night {
                 self.put(wait, Due::Dialled { node: number, life, epoch: epoch.get() });
             }
             ToProvider::UnloadShard(UnloadShard { layers: Some(layers), .. }) => {
-                drop(node.held.remove(layers))
+                node.held.remove(layers);
             }
             ToProvider::UnloadShard(_) => node.held.clear(),
             other => panic!("{other:?}"),
@@ -332,20 +334,21 @@ impl Night {
             return;
         }
         let stands = |other: u8| self.nodes[&other].alive && self.nodes[&other].manner != Manner::Deaf;
-        // The other's side of a lost link is this side's neighbour: up is down, and down is up.
         let lost = neighbours(&node.chain, number).into_iter().find(|(_, other)| !stands(*other));
         match lost {
             Some((side, _)) => {
-                let neighbour = match side {
-                    Neighbour::Up => Neighbour::Down,
-                    Neighbour::Down => Neighbour::Up,
-                    Neighbour::Results => Neighbour::Results,
-                };
-                self.say_lost(5000, number, neighbour, epoch);
+                self.say_lost(5000, number, across(side), epoch);
             }
             None => {
                 let word = ShardLinked { group: GROUP, epoch: Epoch::new(epoch) };
+                let has_bad_line = node.manner == Manner::BadLine;
+                let others = neighbours(&node.chain, number);
                 self.say(5, number, Event::ShardLinked { from: key(number), word });
+                for (side, other) in others.into_iter().filter(|_| has_bad_line) {
+                    let (first, second) = (3000 + self.below(3000), 3000 + self.below(3000));
+                    self.say_lost(first, other, side, epoch);
+                    self.say_lost(second, number, across(side), epoch);
+                }
             }
         }
     }
@@ -530,6 +533,15 @@ fn neighbours(chain: &[u8], number: u8) -> Vec<(Neighbour, u8)> {
     all
 }
 
+/// The side on which the other one has a link.
+const fn across(side: Neighbour) -> Neighbour {
+    match side {
+        Neighbour::Up => Neighbour::Down,
+        Neighbour::Down => Neighbour::Up,
+        Neighbour::Results => Neighbour::Results,
+    }
+}
+
 fn manner() -> impl Strategy<Value = Manner> {
     prop_oneof![
         Just(Manner::Good),
@@ -537,6 +549,7 @@ fn manner() -> impl Strategy<Value = Manner> {
         Just(Manner::Twice),
         Just(Manner::Mute),
         Just(Manner::Deaf),
+        Just(Manner::BadLine),
         Just(Manner::Fails(ShardFailure::Unavailable)),
         Just(Manner::Fails(ShardFailure::OutOfMemory)),
         Just(Manner::OfAnotherMake),
@@ -618,5 +631,20 @@ proptest! {
         night.put(secs * 1000, Due::Fault(away, Fault::Rise));
         night.play(60_000 + 120_000);
         prop_assert_eq!(night.group.state(), State::Ready, "no spare, no other plan: the same nodes again");
+    }
+
+    #[test]
+    fn a_node_with_a_bad_line_is_done_without(
+        shards in 2_usize..5,
+        bad in any::<prop::sample::Index>(),
+        seed: u64,
+    ) {
+        let nodes = 2 * u8::try_from(shards).unwrap();
+        let mut night = Night::new(nodes, shards, seed);
+        let bad = u8::try_from(bad.index(shards)).unwrap() + 1;
+        night.put(0, Due::Fault(bad, Fault::Behave(Manner::BadLine)));
+        night.play(CALM);
+        prop_assert_eq!(night.group.state(), State::Ready);
+        prop_assert!(!night.witness.chain.contains(&bad), "{bad} in {:?}", night.witness.chain);
     }
 }
