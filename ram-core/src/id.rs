@@ -1,4 +1,4 @@
-//! Names of things: jobs, attempts, nodes, providers, models, wallets.
+//! Names of things: jobs, attempts, nodes, groups, providers, models, wallets.
 //!
 //! Each id parses what a stranger sent and refuses the rest; none is made here, for that takes randomness or a key.
 
@@ -21,6 +21,9 @@ pub enum IdError {
     /// A job id.
     #[error("a job id is 32 hexadecimal digits")]
     Job,
+    /// A group id.
+    #[error("a group id is 32 hexadecimal digits")]
+    Group,
     /// A node key.
     #[error("a node key is 64 hexadecimal digits")]
     NodeKey,
@@ -93,6 +96,40 @@ impl FromStr for JobId {
 }
 serde_as_text!(JobId);
 
+/// A group of nodes that hold one model together. Made from 128 random bits by the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId(u128);
+
+impl GroupId {
+    /// The id of these bits.
+    #[must_use]
+    pub const fn from_bits(bits: u128) -> Self {
+        Self(bits)
+    }
+
+    /// The bits.
+    #[must_use]
+    pub const fn bits(self) -> u128 {
+        self.0
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for GroupId {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let bytes: [u8; 16] = lower_hex(text).ok_or(IdError::Group)?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+}
+serde_as_text!(GroupId);
+
 /// Which try at a job: 1, 2, 3. The fence of the accepted attempt decides who is paid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -121,7 +158,8 @@ impl Attempt {
     }
 }
 
-/// Which session of a provider: rises with each reconnect, so that a ghost's late words are told apart.
+/// Which session of a provider, or which links of a group: rises with each reconnect, so that a ghost's late words are
+/// told apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(u64);
@@ -383,15 +421,18 @@ mod tests {
     proptest! {
         #[test]
         fn ids_read_back(bits: u128, key: [u8; 32]) {
-            let (job, key) = (JobId::from_bits(bits), NodeKey::from_bytes(key));
+            let (job, group) = (JobId::from_bits(bits), GroupId::from_bits(bits));
+            let key = NodeKey::from_bytes(key);
             prop_assert_eq!(job.to_string().parse(), Ok(job));
+            prop_assert_eq!(group.to_string().parse(), Ok(group));
             prop_assert_eq!(key.to_string().parse(), Ok(key));
             prop_assert_eq!(key.provider_id().to_string().parse(), Ok(key.provider_id()));
         }
 
         #[test]
         fn no_text_panics(text: String) {
-            let _ = (text.parse::<JobId>(), text.parse::<NodeKey>(), text.parse::<ProviderId>());
+            let _ = (text.parse::<JobId>(), text.parse::<GroupId>());
+            let _ = (text.parse::<NodeKey>(), text.parse::<ProviderId>());
             let _ = (text.parse::<ModelId>(), text.parse::<NodeName>(), text.parse::<WalletAddress>());
         }
     }

@@ -3,6 +3,7 @@
 //! | room | what stands there |
 //! |---|---|
 //! | [`plan`] | which node holds which layers, what to expect of it, and why not |
+//! | [`group`] | the life of a shard group: who loads, who is linked, who steps in for whom |
 //! | [`driver`] | the head's part: tokens in, answers out |
 //! | [`worker`] | a shard's part: steps in, a batch computed, steps or results out |
 //! | [`stage`] | a run of layers, as the pipeline sees it |
@@ -14,6 +15,7 @@
 //! The crate thinks and, but for these two, does nothing else: no sockets, no clock, no model.
 
 pub mod driver;
+pub mod group;
 #[cfg(feature = "tokio")]
 pub mod link;
 mod log;

@@ -13,9 +13,13 @@
 //!    |  <---------------------------- drain -----  |   or the provider says `draining`
 //! ```
 //!
+//! What is said of a model over several nodes stands in [`shard`].
+//!
 //! Every message is an object tagged `type`. Unknown fields are ignored. An unknown type is answered with `unsupported`
 //! and is never fatal: what both ends understand is settled by [`Capability`] at registration, not by version numbers.
 //! What is malformed is the peer's fault: the receiver closes the socket. Start at [`decode`].
+
+pub mod shard;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +32,8 @@ use ram_core::provider::{Load, ModelOffer, ProviderSpec};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+use self::shard::{LinkShard, LoadShard, ShardFailed, ShardLinked, ShardLost, ShardReady, UnloadShard};
 
 /// Longest message to a provider: a prompt of 4 MiB, each byte escaped as `\u00XX` at worst for control characters.
 pub const TO_PROVIDER_BYTES_MAX: usize = 28 << 20;
@@ -90,6 +96,12 @@ pub enum ToProvider {
     },
     /// Finish what you have; no new jobs come.
     Drain,
+    /// Hold these layers of a model.
+    LoadShard(LoadShard),
+    /// Link with the other shards, anew.
+    LinkShard(LinkShard),
+    /// Let layers go.
+    UnloadShard(UnloadShard),
     /// A message of yours has a type that is unknown here.
     Unsupported {
         /// The type, cut to 64 bytes.
@@ -134,6 +146,14 @@ pub enum ToCoordinator {
     },
     /// No new jobs, please; what runs will end.
     Draining,
+    /// Layers are in memory, and a worker listens.
+    ShardReady(ShardReady),
+    /// Layers are not held, or not any more.
+    ShardFailed(ShardFailed),
+    /// All links of this shard stand.
+    ShardLinked(ShardLinked),
+    /// A link of this shard does not stand, or not any more.
+    ShardLost(ShardLost),
     /// A message of yours has a type that is unknown here.
     Unsupported {
         /// The type, cut to 64 bytes.
@@ -316,6 +336,8 @@ pub struct Capability(String);
 impl Capability {
     /// Plain chat jobs: `run`, `accepted`, `chunk`, `finished`, `cancel`.
     pub const CHAT_V1: &str = "chat.v1";
+    /// Layers of a model held together with other nodes: all of [`shard`]. Nobody names it yet.
+    pub const SHARD_V1: &str = "shard.v1";
 
     /// Wraps a name.
     #[must_use]
@@ -411,14 +433,35 @@ mod sealed {
 }
 
 impl Message for ToProvider {
-    const TYPES: &'static [&'static str] =
-        &["challenge", "registered", "rejected", "run", "cancel", "drain", "unsupported"];
+    const TYPES: &'static [&'static str] = &[
+        "challenge",
+        "registered",
+        "rejected",
+        "run",
+        "cancel",
+        "drain",
+        "load_shard",
+        "link_shard",
+        "unload_shard",
+        "unsupported",
+    ];
     const BYTES_MAX: usize = TO_PROVIDER_BYTES_MAX;
 }
 
 impl Message for ToCoordinator {
-    const TYPES: &'static [&'static str] =
-        &["register", "heartbeat", "accepted", "chunk", "finished", "draining", "unsupported"];
+    const TYPES: &'static [&'static str] = &[
+        "register",
+        "heartbeat",
+        "accepted",
+        "chunk",
+        "finished",
+        "draining",
+        "shard_ready",
+        "shard_failed",
+        "shard_linked",
+        "shard_lost",
+        "unsupported",
+    ];
     const BYTES_MAX: usize = TO_COORDINATOR_BYTES_MAX;
 }
 

@@ -219,6 +219,11 @@ impl Coordinator {
         }
         match message {
             ToCoordinator::Register(_) | ToCoordinator::Unsupported { .. } => {}
+            // Nobody was asked for a shard.
+            ToCoordinator::ShardReady(_)
+            | ToCoordinator::ShardFailed(_)
+            | ToCoordinator::ShardLinked(_)
+            | ToCoordinator::ShardLost(_) => {}
             ToCoordinator::Heartbeat { load, memory_cap, offers } => {
                 if self.registry.heartbeat(provider, load, memory_cap, offers) {
                     self.serve_waiting(now, effects);
