@@ -30,8 +30,8 @@ pub(crate) struct Pool {
 struct Shared {
     /// How many regions were started; a thread that sees a new number works on it.
     started: AtomicUsize,
-    /// [`OPEN`] while a region may be entered, and [`INSIDE`] for each other thread that works on it. One that wakes late
-    /// finds it closed, and nobody has waited for it.
+    /// [`OPEN`] while a region may be entered, and [`INSIDE`] for each other thread that works on it. One that wakes
+    /// late finds it closed, and nobody has waited for it.
     gate: AtomicUsize,
     /// What to do. Read only by threads inside.
     work: Mutex<Option<Work>>,
@@ -163,7 +163,8 @@ impl Shared {
     fn start<'a>(&'a self, region: &'a (dyn Fn() + Sync + 'a)) -> Done<'a> {
         let pointer: *const (dyn Fn() + Sync + 'a) = region;
         #[expect(unsafe_code, reason = "a region lies on the caller's stack and is called by other threads")]
-        // SAFETY: only the lifetime changes. `Done`, which borrows for it, waits for every thread that has entered before it lets go.
+        // SAFETY: only the lifetime changes. `Done`, which borrows for it, waits for every thread that has entered
+        // before it lets go.
         let pointer: *const (dyn Fn() + Sync) = unsafe { std::mem::transmute(pointer) };
         *lock(&self.work) = Some(Work(pointer));
         self.gate.store(OPEN, Ordering::Release);

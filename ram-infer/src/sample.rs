@@ -114,8 +114,8 @@ impl Sampler {
         Ok(self.picked(logits, token))
     }
 
-    /// [`pick_among`](Self::pick_among), or [`pick`](Self::pick), quicker where the likeliest token is all that is asked
-    /// for: the head has found it nearly.
+    /// [`pick_among`](Self::pick_among), or [`pick`](Self::pick), quicker where the likeliest token is all that is
+    /// asked for: the head has found it nearly.
     ///
     /// # Errors
     /// [`SampleError`] when no token can be picked. The sampler is then as it was.

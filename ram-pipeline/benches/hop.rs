@@ -2,9 +2,9 @@
 //! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs.
 //!
 //! A step of one token, 16 KiB of activations, goes there and back; half of that time is shown. Each end has a thread
-//! and a runtime of its own, as two nodes have; in the rows `together` both ends share a thread, so that no thread has to
-//! be woken by another: what is left is the link's own work. Two more rows have nothing but the codec, and a frame of
-//! 8 MiB.
+//! and a runtime of its own, as two nodes have; in the rows `together` both ends share a thread, so that no thread has
+//! to be woken by another: what is left is the link's own work. Two more rows have nothing but the codec, and a frame
+//! of 8 MiB.
 
 use std::hint::black_box;
 use std::net::SocketAddr;

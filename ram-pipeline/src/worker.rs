@@ -88,8 +88,8 @@ pub enum Event {
     },
     /// The shard behind has welcomed this one.
     Welcomed(Welcome),
-    /// The group goes on in another epoch, over other links. Sessions wait for the head to say where they go on; of those
-    /// that it does not ask for within a few seconds nothing is kept.
+    /// The group goes on in another epoch, over other links. Sessions wait for the head to say where they go on; of
+    /// those that it does not ask for within a few seconds nothing is kept.
     Rebuilt(Epoch),
     /// A link is gone.
     Lost(Side),

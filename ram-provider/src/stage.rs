@@ -213,7 +213,8 @@ fn sampler(Opening { sampling, seen, picks, .. }: &Opening, more: &[(usize, u32)
     Sampler::resume(sampling.clone(), &seen, picks.get() + more.len() as u64)
 }
 
-/// The tokens of an input; of activations, (T, E), as many as there are: a shard without an embedding counts them alone.
+/// The tokens of an input; of activations, (T, E), as many as there are: a shard without an embedding counts them
+/// alone.
 fn tokens(input: &Input, width: usize) -> Cow<'_, [u32]> {
     match input {
         Input::Tokens(tokens) => Cow::Borrowed(tokens),

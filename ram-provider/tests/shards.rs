@@ -1,5 +1,5 @@
-//! Shards of real models as stages: every way to cut a model into runs of layers gives the whole model's numbers, to the
-//! bit, step by step.
+//! Shards of real models as stages: every way to cut a model into runs of layers gives the whole model's numbers, to
+//! the bit, step by step.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 

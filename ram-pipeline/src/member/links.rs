@@ -21,8 +21,8 @@ pub(super) struct Ends {
     pub(super) said: mpsc::WeakUnboundedSender<Said>,
 }
 
-/// Makes a link to a peer and greets it. One that refuses, or does not know this node yet, is asked again and again for a while, for it may not have
-/// heard yet of an epoch; one that does not even listen is gone, after a few attempts.
+/// Makes a link to a peer and greets it. One that refuses, or does not know this node yet, is asked again and again for
+/// a while, for it may not have heard yet of an epoch; one that does not even listen is gone, after a few attempts.
 pub(super) async fn dial(
     dialer: Dialer,
     (peer, hello, epoch, side): (Peer, Hello, Epoch, Side),
