@@ -77,6 +77,10 @@ impl fmt::Display for Up<'_> {
                 write!(f, "finished job {} try {}: {outcome:?}", job.bits(), attempt.get())
             }
             ToCoordinator::Draining => f.write_str("draining"),
+            ToCoordinator::ShardReady(_)
+            | ToCoordinator::ShardFailed(_)
+            | ToCoordinator::ShardLinked(_)
+            | ToCoordinator::ShardLost(_) => f.write_str("of a shard"),
             ToCoordinator::Unsupported { of } => write!(f, "unsupported {of}"),
         }
     }
@@ -96,6 +100,9 @@ impl fmt::Display for Down<'_> {
                 write!(f, "cancel job {} try {}", job.bits(), attempt.get())
             }
             ToProvider::Drain => f.write_str("drain"),
+            ToProvider::LoadShard(_) | ToProvider::LinkShard(_) | ToProvider::UnloadShard(_) => {
+                f.write_str("about a shard")
+            }
             ToProvider::Unsupported { of } => write!(f, "unsupported {of}"),
         }
     }

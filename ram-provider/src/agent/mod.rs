@@ -217,6 +217,10 @@ impl Agent {
         };
         match (&mut self.phase, message) {
             (_, ToProvider::Unsupported { of }) => effects.push(Effect::Note(Note::Unsupported { of })),
+            // This node holds no shards for groups, and says so in its capabilities.
+            (_, ToProvider::LoadShard(_)) => unsupported("load_shard", effects),
+            (_, ToProvider::LinkShard(_)) => unsupported("link_shard", effects),
+            (_, ToProvider::UnloadShard(_)) => unsupported("unload_shard", effects),
             (_, ToProvider::Rejected { reason, retry_after_ms }) => {
                 let retry_after = retry_after_ms.map(Duration::from_millis);
                 self.lose_link(Loss::Rejected { reason, retry_after }, now, effects);
@@ -471,6 +475,11 @@ const fn is_lasting(reason: RejectReason) -> bool {
         | RejectReason::NotRegistered => true,
         RejectReason::BadNonce | RejectReason::Expired | RejectReason::Full | RejectReason::Draining => false,
     }
+}
+
+/// Answers what is not done here.
+fn unsupported(of: &str, effects: &mut Vec<Effect>) {
+    effects.push(Effect::Send(ToCoordinator::Unsupported { of: of.to_owned() }));
 }
 
 #[cfg(test)]

@@ -540,6 +540,10 @@ impl Witness {
             ToCoordinator::Heartbeat { .. } | ToCoordinator::Draining => assert!(self.standing),
             ToCoordinator::Register(_) => self.registering = true,
             ToCoordinator::Unsupported { .. } => {}
+            ToCoordinator::ShardReady(_)
+            | ToCoordinator::ShardFailed(_)
+            | ToCoordinator::ShardLinked(_)
+            | ToCoordinator::ShardLost(_) => panic!("this node holds no shards"),
         }
     }
 
