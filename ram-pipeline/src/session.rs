@@ -332,17 +332,32 @@ mod tests {
             events in prop::collection::vec((0_u8..6, 1_u128..6, 0_u64..4, 0_u32..40, 1_u32..20), 0..200),
         ) {
             let mut ledger = Ledger::new(TokenCount::new(100), IDLE);
+            // As a worker has them: what was accepted and did not go another way since.
+            let mut accepted: Vec<Step> = Vec::new();
             for (now, (kind, session, epoch, position, tokens)) in (0_u64..).step_by(3000).zip(events) {
                 let (now, of) = (at(now), of(session, epoch));
                 let hash = |tokens: u32| PrefixHash::EMPTY.with(&vec![1; tokens as usize]);
                 let step = step(of, position, tokens, hash(position), hash(position + tokens));
-                match kind {
-                    0 => drop(ledger.open(&init(of, u64::from(position + tokens)), now)),
-                    1 => drop(ledger.accept(&step, now)),
-                    2 => ledger.complete(&step, now),
-                    3 => drop(ledger.trim(&Trim { of, position, prefix: hash(position) }, now)),
-                    4 => drop(ledger.cancel(of, now)),
-                    _ => drop(ledger.close(of.session)),
+                let is_other_way = match kind {
+                    0 => ledger.open(&init(of, u64::from(position + tokens)), now).is_ok(),
+                    1 => {
+                        if ledger.accept(&step, now).is_ok() {
+                            accepted.push(step);
+                        }
+                        false
+                    }
+                    2 => {
+                        if !accepted.is_empty() {
+                            ledger.complete(&accepted.remove(position as usize % accepted.len()), now);
+                        }
+                        false
+                    }
+                    3 => ledger.trim(&Trim { of, position, prefix: hash(position) }, now).is_ok(),
+                    4 => ledger.cancel(of, now).is_ok(),
+                    _ => ledger.close(of.session),
+                };
+                if is_other_way {
+                    accepted.retain(|step| step.of.session != of.session);
                 }
                 ledger.expire(now);
                 let held: u64 = ledger.sessions.values().map(|held| held.room.get()).sum();
