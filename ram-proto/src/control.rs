@@ -26,14 +26,16 @@ use std::fmt;
 
 use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
-use ram_core::id::{Attempt, Epoch, JobId, NodeKey, NodeName, ProviderId, WalletAddress};
+use ram_core::id::{Attempt, Epoch, GroupId, JobId, NodeKey, NodeName, ProviderId, WalletAddress};
 use ram_core::job::{Job, Outcome, TokenLogprob};
 use ram_core::provider::{Load, ModelOffer, ProviderSpec};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use self::shard::{LinkShard, LoadShard, ShardFailed, ShardLinked, ShardLost, ShardReady, UnloadShard};
+use self::shard::{
+    LinkShard, LoadShard, ShardFailed, ShardLinked, ShardLost, ShardReady, ShardReport, UnloadShard,
+};
 
 /// Longest message to a provider: a prompt of 4 MiB, each byte escaped as `\u00XX` at worst for control characters.
 pub const TO_PROVIDER_BYTES_MAX: usize = 28 << 20;
@@ -86,6 +88,9 @@ pub enum ToProvider {
         attempt: Attempt,
         /// The job. Boxed: other messages are small.
         job: Box<Job>,
+        /// The group that shall answer, whose head this node is; by a model that it has whole when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupId>,
     },
     /// Nobody waits for this any more.
     Cancel {
@@ -154,6 +159,8 @@ pub enum ToCoordinator {
     ShardLinked(ShardLinked),
     /// A link of this shard does not stand, or not any more.
     ShardLost(ShardLost),
+    /// What this node lends to groups, and how its shards do.
+    ShardReport(ShardReport),
     /// A message of yours has a type that is unknown here.
     Unsupported {
         /// The type, cut to 64 bytes.
@@ -336,7 +343,7 @@ pub struct Capability(String);
 impl Capability {
     /// Plain chat jobs: `run`, `accepted`, `chunk`, `finished`, `cancel`.
     pub const CHAT_V1: &str = "chat.v1";
-    /// Layers of a model held together with other nodes: all of [`shard`]. Nobody names it yet.
+    /// Layers of a model held together with other nodes: all of [`shard`].
     pub const SHARD_V1: &str = "shard.v1";
 
     /// Wraps a name.
@@ -355,7 +362,7 @@ impl Capabilities {
     /// What this version of the software understands.
     #[must_use]
     pub fn ours() -> Self {
-        Self(BTreeSet::from([Capability::new(Capability::CHAT_V1)]))
+        Self([Capability::CHAT_V1, Capability::SHARD_V1].map(Capability::new).into())
     }
 
     /// What both understand.

@@ -201,7 +201,7 @@ fn run(number: u128, params: GenerationParams) -> ToProvider {
         vec![ChatMessage::new(Role::User, "What is the capital of France?")],
         params,
     );
-    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job), group: None }
 }
 
 fn short() -> GenerationParams {
@@ -252,7 +252,7 @@ async fn a_call_of_a_function_is_told_as_one() {
         short(),
     );
     job.tools = vec![serde_json::from_value(serde_json::json!({ "name": "get_weather" })).unwrap()];
-    session.say(&ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
+    session.say(&ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job), group: None }).await;
     let heard = session.hear_answer().await;
     assert_eq!((heard.text.as_str(), heard.calls.len()), ("", 1));
     assert_eq!(heard.calls[0].arguments.as_str(), "{\"city\": \"Paris\"}");
@@ -331,9 +331,9 @@ async fn an_overlong_prompt_is_refused_with_its_length() {
     let coordinator = Coordinator::listen().await;
     let _node = Node::start(&coordinator);
     let (mut session, _) = coordinator.admit(1).await;
-    let ToProvider::Run { attempt, mut job } = run(1, short()) else { unreachable!() };
+    let ToProvider::Run { attempt, mut job, .. } = run(1, short()) else { unreachable!() };
     job.messages = vec![ChatMessage::new(Role::User, "word ".repeat(4000))];
-    session.say(&ToProvider::Run { attempt, job }).await;
+    session.say(&ToProvider::Run { attempt, job, group: None }).await;
     let heard = session.hear_answer().await;
     let Some(Outcome::Failed { failure: Failure::ContextLengthExceeded { prompt, limit } }) = heard.outcome
     else {

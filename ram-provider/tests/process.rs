@@ -119,7 +119,7 @@ async fn a_second_signal_does_not_wait_for_what_runs() {
         let (id, model) = (JobId::from_bits(number), "ram-aggregator/ram-demo-4bit".parse().unwrap());
         let job =
             Job::new(id, model, vec![ChatMessage::new(Role::User, "a secret question")], params.clone());
-        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
+        say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job), group: None }).await;
     }
     while !matches!(hear(&mut socket).await, Some(ToCoordinator::Chunk(_))) {}
     signal(&child, "INT").await;
@@ -196,7 +196,7 @@ async fn a_status_follows_the_node_from_its_start_past_its_end() {
     let params = GenerationParams::new(TokenCount::new(8), Sampling::default());
     let (id, model) = (JobId::from_bits(1), "ram-aggregator/ram-demo-4bit".parse().unwrap());
     let job = Job::new(id, model, vec![ChatMessage::new(Role::User, "a secret question")], params);
-    say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }).await;
+    say(&mut socket, &ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job), group: None }).await;
     let seen = status_when(&home, |status| status["jobs"]["done"] == 1).await;
     assert!(seen["jobs"]["tokens_written"].as_u64() > Some(0));
     let file = std::fs::read_to_string(home.path().join("status.json")).unwrap();

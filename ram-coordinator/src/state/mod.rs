@@ -223,7 +223,8 @@ impl Coordinator {
             ToCoordinator::ShardReady(_)
             | ToCoordinator::ShardFailed(_)
             | ToCoordinator::ShardLinked(_)
-            | ToCoordinator::ShardLost(_) => {}
+            | ToCoordinator::ShardLost(_)
+            | ToCoordinator::ShardReport(_) => {}
             ToCoordinator::Heartbeat { load, memory_cap, offers } => {
                 if self.registry.heartbeat(provider, load, memory_cap, offers) {
                     self.serve_waiting(now, effects);
@@ -548,7 +549,7 @@ impl Coordinator {
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
-        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()) }));
+        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()), group: None }));
         let model = record.job.model.clone();
         self.jobs.unqueue(&model, job);
     }

@@ -321,7 +321,7 @@ impl Night {
                 let register = self.register(n, nonce);
                 self.wire.entry(conn).or_default().push_back(register);
             }
-            ToProvider::Run { attempt, job } => {
+            ToProvider::Run { attempt, job, .. } => {
                 self.tally.second_tries += u32::from(attempt > Attempt::FIRST);
                 self.nodes[n].jobs.push((job.id, attempt, FakeRun::default()));
                 if self.nodes[n].nature == Nature::Hasty {

@@ -36,7 +36,7 @@ pub(crate) async fn serve(mut provider: FakeProvider) {
     loop {
         tokio::select! {
             message = provider.hear() => match message {
-                Some(ToProvider::Run { attempt, job }) => answer(&mut provider, Run::new(attempt, *job)).await,
+                Some(ToProvider::Run { attempt, job, .. }) => answer(&mut provider, Run::new(attempt, *job)).await,
                 Some(ToProvider::Cancel { job, attempt }) => {
                     let outcome = Outcome::Failed { failure: Failure::Cancelled };
                     provider.say(&ToCoordinator::Finished { job, attempt, outcome }).await;

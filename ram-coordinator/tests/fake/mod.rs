@@ -161,7 +161,7 @@ impl FakeProvider {
     /// The next job, which must be what comes next.
     pub async fn run(&mut self) -> Run {
         match self.hear().await {
-            Some(ToProvider::Run { attempt, job }) => Run::new(attempt, *job),
+            Some(ToProvider::Run { attempt, job, .. }) => Run::new(attempt, *job),
             other => panic!("no job came but {other:?}"),
         }
     }
@@ -207,7 +207,7 @@ impl FakeProvider {
     /// Answers every job with these words, until the coordinator closes the socket.
     pub async fn serve(mut self, words: &[&str]) {
         while let Some(message) = self.hear().await {
-            if let ToProvider::Run { attempt, job } = message {
+            if let ToProvider::Run { attempt, job, .. } = message {
                 self.tell(Run::new(attempt, *job), words).await;
             }
         }

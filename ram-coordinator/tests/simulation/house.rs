@@ -642,7 +642,7 @@ impl World {
 
     fn send(&mut self, conn: ConnId, message: ToProvider) {
         match &message {
-            ToProvider::Run { attempt, job } => {
+            ToProvider::Run { attempt, job, .. } => {
                 let provider = self.house.standing.get(&conn).copied();
                 let provider = provider.unwrap_or_else(|| panic!("a job for conn {}, which is none", conn.0));
                 let (attempt, job) = (*attempt, job.id);

@@ -487,7 +487,7 @@ impl World {
         match parcel {
             Parcel::Up => self.agent(at, Event::LinkUp),
             Parcel::Said(message) => {
-                if let ToProvider::Run { attempt, job } = &message
+                if let ToProvider::Run { attempt, job, .. } = &message
                     && machine.came.insert((job.id, *attempt))
                 {
                     machine.owed.insert((job.id, *attempt), 0);

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! coordinator                                  provider
+//!    |  <----------------------- shard_report --  |   what it lends; after it has registered, and with each heartbeat
 //!    |  -- load_shard ------------------------->  |   minutes: fetch, load, listen
 //!    |  <-- shard_ready | shard_failed ---------  |
 //!    |  -- link_shard (epoch 1, the chain) ---->  |   seconds: dial the next shard, the last one the head
@@ -14,13 +15,14 @@
 //! A shard is named by its group and its layers. A node may be asked for other layers of a group while it serves with
 //! some: a better split is loaded beside the one that runs. `link_shard` says which of them serve; `unload_shard` lets
 //! the others go. Asked again for what it holds, a node says again that it is ready. Only who has named
-//! [`Capability::SHARD_V1`](super::Capability::SHARD_V1) is asked.
+//! [`Capability::SHARD_V1`](super::Capability::SHARD_V1) and lends something is asked. Jobs go to the head by `run`, with
+//! the group's id.
 
 use std::collections::BTreeSet;
 
 use ram_core::id::{Epoch, GroupId, ModelId, NodeKey};
 use ram_core::layers::LayerRange;
-use ram_core::units::TokenCount;
+use ram_core::units::{ByteRate, Bytes, TokenCount};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::ModelDigest;
@@ -119,6 +121,44 @@ pub struct ShardLost {
     pub epoch: Epoch,
     /// Who was at its other end.
     pub neighbour: Neighbour,
+}
+
+/// What a node lends to groups, and how its shards do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// What it lends; nothing when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lends: Option<Lending>,
+    /// How its shards that are linked do; at most [`SHARDS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<ShardStatus>,
+}
+
+/// What a node lends to groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lending {
+    /// Memory for shards, with that of those which it holds already.
+    pub memory: Bytes,
+    /// How fast it reads weights: measured.
+    pub weights_per_s: ByteRate,
+}
+
+/// How a shard does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Of which group.
+    pub group: GroupId,
+    /// Which layers.
+    pub layers: LayerRange,
+    /// Sessions that it holds.
+    pub sessions: u32,
+    /// Positions of sessions that there is room for.
+    pub kv_free: TokenCount,
+    /// Microseconds of computing that a step of one token took lately; 0 before the first.
+    pub step_us: u32,
+    /// Microseconds, one way, to the next shard, or from the last one to the head; left out until it is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hop_us: Option<u32>,
 }
 
 /// A neighbour of a shard.

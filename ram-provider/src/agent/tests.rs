@@ -135,7 +135,7 @@ fn run(number: u128, model: &str) -> ToProvider {
         vec![ChatMessage::new(Role::User, "hello")],
         params,
     );
-    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job) }
+    ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job), group: None }
 }
 
 fn cancel(number: u128) -> ToProvider {
@@ -543,7 +543,8 @@ impl Witness {
             ToCoordinator::ShardReady(_)
             | ToCoordinator::ShardFailed(_)
             | ToCoordinator::ShardLinked(_)
-            | ToCoordinator::ShardLost(_) => panic!("this node holds no shards"),
+            | ToCoordinator::ShardLost(_)
+            | ToCoordinator::ShardReport(_) => panic!("this node holds no shards"),
         }
     }
 
