@@ -321,7 +321,9 @@ fn alias(model: &ModelId) -> &'static str {
 fn reason(error: &JobError) -> &'static str {
     match error {
         JobError::UnknownModel(_) => "unknown_model",
-        JobError::NoCapacity(_) => "no_capacity",
+        JobError::NoCapacity(_) | JobError::DoesNotFit { .. } => "no_capacity",
+        JobError::Loading(_) => "loading",
+        JobError::FellApart { .. } => "fell_apart",
         JobError::QueueFull(_) => "queue_full",
         JobError::TooManyOpen { .. } => "too_many_open",
         JobError::Hold(_) => "payment",

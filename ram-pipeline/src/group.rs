@@ -45,7 +45,7 @@ use ram_proto::tensor::Dtype;
 use self::event::RELINKS_MAX;
 use self::layout::Layout;
 use self::member::{Member, Shard};
-use crate::plan::{NODES_MAX, Plan};
+use crate::plan::{Expected, NODES_MAX, Plan};
 
 pub use self::event::{Effect, End, Event, Jobs, Misplan, State, Terms, Waits};
 
@@ -211,6 +211,12 @@ impl Group {
     /// Who holds which layers, or is to, in the order of layers.
     pub fn holders(&self) -> impl Iterator<Item = (ProviderId, LayerRange)> {
         self.layout.held()
+    }
+
+    /// What its plan promises.
+    #[must_use]
+    pub const fn expected(&self) -> Expected {
+        self.layout.expected
     }
 
     /// Spares, each with the layers that it holds.

@@ -13,6 +13,8 @@ use crate::state::{HoldError, JobError};
 
 /// When it may be worth another try at a full or stopping network: about what one answer takes.
 const CAPACITY_WAIT: Duration = Duration::from_secs(5);
+/// How long it may take until several nodes hold a model together.
+const PIPELINE_WAIT: Duration = Duration::from_secs(30);
 
 /// An error on its way out.
 #[derive(Debug)]
@@ -64,6 +66,9 @@ pub(super) fn of_job(error: JobError) -> ApiError {
         JobError::NoCapacity(_) | JobError::QueueFull(_) | JobError::Draining => {
             ApiError::no_capacity(CAPACITY_WAIT)
         }
+        JobError::DoesNotFit { .. } | JobError::FellApart { .. } | JobError::Loading(_) => {
+            ApiError { message: error.to_string(), ..ApiError::no_capacity(PIPELINE_WAIT) }
+        }
         JobError::TooManyOpen { .. } => ApiError::rate_limited(CAPACITY_WAIT),
         JobError::Hold(error @ HoldError::Unavailable) => ApiError {
             message: format!("{error}; nothing was charged"),
@@ -94,6 +99,7 @@ mod tests {
         let model = "qwen3-8b".parse::<ram_core::id::ModelId>().unwrap();
         check(JobError::UnknownModel(model.clone()), 404, "model_not_found", None);
         check(JobError::NoCapacity(model.clone()), 503, "no_capacity", Some(5));
+        check(JobError::Loading(model.clone()), 503, "no_capacity", Some(30));
         check(JobError::QueueFull(model), 503, "no_capacity", Some(5));
         check(JobError::TooManyOpen { most: 8 }, 429, "rate_limit_exceeded", Some(5));
         check(JobError::Draining, 503, "no_capacity", Some(5));

@@ -7,6 +7,7 @@ use ram_core::job::{Failure, FinishReason, GenerationParams, TokenLogprob, Usage
 use ram_core::reputation::Reputation;
 use ram_core::units::{TokenCount, XRam};
 use ram_core::validate::Verdict;
+use ram_pipeline::{group, plan};
 use ram_proto::control::{Nonce, ToCoordinator, ToProvider};
 
 use ram_core::chat::ChatMessage;
@@ -266,6 +267,25 @@ pub enum JobError {
     /// No provider could take it in time.
     #[error("no provider can serve `{0}` now")]
     NoCapacity(ModelId),
+    /// It is held by no node alone, and several together cannot hold it either.
+    #[error("no provider has `{model}`, and it cannot be split over several: {refusal}")]
+    DoesNotFit {
+        /// The model.
+        model: ModelId,
+        /// What is missing.
+        refusal: plan::Refusal,
+    },
+    /// The nodes that are to hold it together are not ready yet.
+    #[error("the providers that share `{0}` are loading their layers; ask again in a minute")]
+    Loading(ModelId),
+    /// The nodes that were to hold it together did not manage to.
+    #[error("the providers that share `{model}` could not serve it: {end}")]
+    FellApart {
+        /// The model.
+        model: ModelId,
+        /// Why.
+        end: group::End,
+    },
     /// Too many jobs wait for this model.
     #[error("too many requests wait for `{0}`")]
     QueueFull(ModelId),

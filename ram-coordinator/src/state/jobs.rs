@@ -10,6 +10,8 @@
 //!                               +----------------------------------------------------------+
 //! ```
 //!
+//! An answer over a pipeline whose head is lost goes from Running back to Queued, with what the user has heard (`heard`).
+//!
 //! A job takes one hold and resolves it once: by a settle for what was delivered, or by a void. Only the current
 //! attempt of the current provider is listened to; every other word about a job comes from a ghost. A result is judged
 //! (`trust`) before it is paid: one that cannot be true is a failure, before the first word as after it.
@@ -22,7 +24,7 @@ use ram_chain::pricing;
 use ram_core::catalog::ModelSpec;
 use ram_core::chat::tools::{PromptJson, Tool, ToolCall};
 use ram_core::chat::{ChatMessage, PromptText};
-use ram_core::id::{Attempt, JobId, ModelId, ProviderId, WalletAddress};
+use ram_core::id::{Attempt, GroupId, JobId, ModelId, ProviderId, WalletAddress};
 use ram_core::job::{FinishReason, Job, TokenLogprob, Usage};
 use ram_core::memory::{self, Workload};
 use ram_core::reputation;
@@ -35,6 +37,7 @@ use ram_proto::control::Chunk;
 use crate::address::subscriber;
 
 use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
+use super::heard::Heard;
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
@@ -83,6 +86,8 @@ pub(super) struct JobRecord {
     /// Providers that had their try.
     pub(super) tried: Vec<ProviderId>,
     pub(super) attempts: Option<Attempt>,
+    /// The attempt whose pipeline lost its head, while the job waits for the next one: it is paid if none comes.
+    pub(super) interrupted: Option<Box<Run>>,
     pub(super) phase: Phase,
 }
 
@@ -103,6 +108,10 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Run {
     pub(super) provider: ProviderId,
+    /// Over which pipeline, whose head the provider is.
+    pub(super) group: Option<GroupId>,
+    /// What the user was told, of answers that may be begun anew.
+    pub(super) heard: Option<Heard>,
     pub(super) attempt: Attempt,
     pub(super) sent_at: Timestamp,
     /// After this without a word the attempt is given up.
@@ -276,6 +285,26 @@ impl Jobs {
 }
 
 impl Run {
+    /// An attempt that begins.
+    pub(super) fn new(provider: ProviderId, attempt: Attempt, now: Timestamp, patience: Duration) -> Self {
+        Self {
+            provider,
+            group: None,
+            heard: None,
+            attempt,
+            sent_at: now,
+            deadline: now.after(patience),
+            prompt: None,
+            next_seq: 0,
+            delivered: TokenCount::ZERO,
+            delivered_bytes: 0,
+            digest: Digest::new(),
+            logprobs: 0,
+            tool_calls: 0,
+            checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
+        }
+    }
+
     /// Takes a chunk in, or answers that no honest provider sends it: out of turn, before the prompt was counted, or
     /// more than was asked for.
     #[must_use]
@@ -332,6 +361,7 @@ impl JobRecord {
             prompt_bytes: Bytes::new(prompt_bound.get()),
             tried: Vec::new(),
             attempts: None,
+            interrupted: None,
             phase: Phase::Holding { abandoned: false },
         }
     }
@@ -384,7 +414,18 @@ impl JobRecord {
 
     /// Whether the user has heard anything of the answer that runs.
     pub(super) fn spoke(&self) -> bool {
-        matches!(&self.phase, Phase::Running(run) if !run.digest.is_empty() || run.logprobs > 0)
+        let told = |run: &Run| run.heard.as_ref().is_some_and(|heard| !heard.is_empty());
+        matches!(&self.phase, Phase::Running(run) if !run.digest.is_empty() || run.logprobs > 0 || told(run))
+    }
+
+    /// Lets a job that waits stand where it was interrupted, if it was.
+    pub(super) fn take_up(&mut self) -> bool {
+        let interrupted = self.interrupted.take();
+        let was = interrupted.is_some();
+        if let Some(run) = interrupted {
+            self.phase = Phase::Running(*run);
+        }
+        was
     }
 
     /// The usage of an attempt that ends here: of what it claims, as much as what was delivered can hold.

@@ -8,7 +8,10 @@
 //! `trust`; this file is what connects them.
 
 mod budget;
+mod dispatch;
 mod event;
+mod groups;
+mod heard;
 mod jobs;
 mod operator;
 mod registry;
@@ -23,16 +26,16 @@ use std::time::Duration;
 use ram_chain::pricing::{self, Multiplier};
 use ram_core::catalog;
 use ram_core::id::{Attempt, JobId, ModelId, ProviderId};
-use ram_core::job::{Failure, Outcome, Retry, Usage};
-use ram_core::provider::ModelState;
+use ram_core::job::{Failure, Outcome};
 use ram_core::reputation::Deed;
-use ram_core::route::{self, Candidate};
 use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
-use ram_core::validate::{Digest, Verdict};
+use ram_pipeline::group;
 use ram_proto::control::{Chunk, HEARTBEAT_MS, Register, RejectReason, ToCoordinator, ToProvider};
 
 use budget::DemoBudget;
-use jobs::{Checkpoint, End, JobRecord, Jobs, Phase, Run};
+use groups::Groups;
+use heard::News;
+use jobs::{End, JobRecord, Jobs, Phase};
 use registry::{Admission, Registry};
 use standing::Standings;
 
@@ -128,6 +131,7 @@ pub struct Coordinator {
     registry: Registry,
     jobs: Jobs,
     standings: Standings,
+    groups: Groups,
     demo: DemoBudget,
     multiplier: Multiplier,
     priced_at: Timestamp,
@@ -156,6 +160,7 @@ impl Coordinator {
             registry: Registry::default(),
             jobs: Jobs::default(),
             standings: Standings::default(),
+            groups: Groups::default(),
             demo,
             multiplier: Multiplier::default(),
             priced_at: Timestamp::ZERO,
@@ -214,17 +219,24 @@ impl Coordinator {
         let Some(provider) = self.registry.provider_on(conn) else {
             return self.refuse(conn, RejectReason::NotRegistered, now, effects);
         };
-        if let Some(node) = self.registry.node_mut(provider) {
-            node.last_word = now;
-        }
+        let Some(node) = self.registry.node_mut(provider) else { return };
+        node.last_word = now;
+        let from = node.key;
         match message {
             ToCoordinator::Register(_) | ToCoordinator::Unsupported { .. } => {}
-            // Nobody was asked for a shard.
-            ToCoordinator::ShardReady(_)
-            | ToCoordinator::ShardFailed(_)
-            | ToCoordinator::ShardLinked(_)
-            | ToCoordinator::ShardLost(_)
-            | ToCoordinator::ShardReport(_) => {}
+            ToCoordinator::ShardReport(report) => self.shard_report(provider, report, now, effects),
+            ToCoordinator::ShardReady(word) => {
+                self.shard_word(word.group, group::Event::ShardReady { from, word }, now, effects);
+            }
+            ToCoordinator::ShardFailed(word) => {
+                self.shard_word(word.group, group::Event::ShardFailed { from, word }, now, effects);
+            }
+            ToCoordinator::ShardLinked(word) => {
+                self.shard_word(word.group, group::Event::ShardLinked { from, word }, now, effects);
+            }
+            ToCoordinator::ShardLost(word) => {
+                self.shard_word(word.group, group::Event::ShardLost { from, word }, now, effects);
+            }
             ToCoordinator::Heartbeat { load, memory_cap, offers } => {
                 if self.registry.heartbeat(provider, load, memory_cap, offers) {
                     self.serve_waiting(now, effects);
@@ -295,6 +307,7 @@ impl Coordinator {
         now: Timestamp,
         effects: &mut Vec<Effect>,
     ) {
+        self.lender_gone(provider, now, effects);
         let mut vanished = false;
         for job in jobs {
             let runs_there = |record: &mut JobRecord| record.runs_on(provider);
@@ -329,6 +342,9 @@ impl Coordinator {
         let speed = node.offer(&model).and_then(|offer| offer.speed).unwrap_or_else(|| spec.expected_speed());
         let reading = speed.prefill.time_for(prompt).saturating_mul(2).min(READING_MAX);
         run.deadline = run.deadline.max(now.after(self.config.limits.first_token.saturating_add(reading)));
+        if run.heard.as_ref().is_some_and(|heard| !heard.is_empty()) {
+            return; // the user has heard all this
+        }
         effects.push(reply(job, Reply::Started { provider, name: node.spec.name.clone(), prompt }));
     }
 
@@ -354,6 +370,12 @@ impl Coordinator {
             return; // and earns no further patience
         }
         run.deadline = now.after(self.config.limits.between_tokens);
+        let piece = News { content, reasoning, tool_calls, logprobs };
+        let news = run.heard.as_mut().map_or(Ok(piece.clone()), |heard| heard.take(piece));
+        let Ok(News { content, reasoning, tool_calls, logprobs }) = news else {
+            effects.extend(self.cancel(provider, job, attempt));
+            return self.differs(job, now, effects);
+        };
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
         effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
     }
@@ -408,7 +430,7 @@ impl Coordinator {
         let spec = catalog::resolve(asked.as_str()).ok_or_else(|| JobError::UnknownModel(asked.clone()))?;
         let model = spec.model_id();
         if self.registry.offering(&model).next().is_none() {
-            return Err(JobError::NoCapacity(asked));
+            self.could_gather(spec, now)?;
         }
         let price = pricing::price_per_1k(spec.rate(), self.multiplier);
         let record = JobRecord::new(submission, spec, price, now);
@@ -450,6 +472,9 @@ impl Coordinator {
             Ok(()) if abandoned => self.void(job, None, effects),
             Ok(()) if self.draining => self.void(job, Some(JobError::Draining), effects),
             Ok(()) => {
+                if let Err(error) = self.gather(job, now, effects) {
+                    return self.void(job, Some(error), effects);
+                }
                 self.jobs.queue(job, now);
                 self.dispatch(job, now, effects);
                 self.check_queue(job, effects);
@@ -497,7 +522,7 @@ impl Coordinator {
         let Some(record) = self.jobs.get_mut(job) else { return };
         match &mut record.phase {
             Phase::Holding { abandoned } => *abandoned = true,
-            Phase::Queued { .. } => self.void(job, None, effects),
+            Phase::Queued { .. } => self.end_waiting(job, None, now, effects),
             Phase::Running(run) => {
                 let (provider, attempt) = (run.provider, run.attempt);
                 effects.extend(self.cancel(provider, job, attempt));
@@ -508,149 +533,6 @@ impl Coordinator {
                 self.serve_waiting(now, effects);
             }
             Phase::Settling { end, .. } => *end = End::Abandoned,
-        }
-    }
-}
-
-/// How jobs find providers, and how they end.
-impl Coordinator {
-    /// Gives a queued job to the best provider, if any can take it now.
-    fn dispatch(&mut self, job: JobId, now: Timestamp, effects: &mut Vec<Effect>) {
-        let limits = self.config.limits;
-        let Some(record) = self.jobs.get_mut(job) else { return };
-        let candidates: Vec<Candidate<'_>> = self
-            .registry
-            .offering(&record.job.model)
-            .map(|(provider, node)| {
-                let reputation = self.standings.of(provider, now);
-                self.registry.candidate(provider, node, &record.job.model, reputation, now)
-            })
-            .collect();
-        let wish = record.wish();
-        let Some(provider) = route::choose(&candidates, &wish).chosen else { return };
-        let Some(node) = self.registry.node_mut(provider) else { return };
-        let loaded = node.offer(&record.job.model).is_some_and(|offer| offer.state == ModelState::Loaded);
-        let patience = if loaded { limits.first_token } else { limits.first_token_cold };
-        let attempt = record.attempts.map_or(Attempt::FIRST, Attempt::next);
-        record.attempts = Some(attempt);
-        record.tried.push(provider);
-        record.phase = Phase::Running(Run {
-            provider,
-            attempt,
-            sent_at: now,
-            deadline: now.after(patience),
-            prompt: None,
-            next_seq: 0,
-            delivered: TokenCount::ZERO,
-            delivered_bytes: 0,
-            digest: Digest::new(),
-            logprobs: 0,
-            tool_calls: 0,
-            checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
-        });
-        node.running.insert(job);
-        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()), group: None }));
-        let model = record.job.model.clone();
-        self.jobs.unqueue(&model, job);
-    }
-
-    /// Capacity may have come: tries each model's queue from the front until a job finds nobody. One that has failed
-    /// somewhere is choosier than those behind it and does not speak for them.
-    fn serve_waiting(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
-        for model in self.jobs.waiting_models() {
-            for job in self.jobs.waiting(&model) {
-                let waiting = self.jobs.queued(&model);
-                let untried = self.jobs.get_mut(job).is_some_and(|record| record.tried.is_empty());
-                self.dispatch(job, now, effects);
-                if untried && self.jobs.queued(&model) == waiting {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// An attempt ended without a whole answer: another provider tries, or what was delivered is paid, or nothing is.
-    fn attempt_failed(
-        &mut self,
-        job: JobId,
-        failure: Failure,
-        end: Option<End>,
-        now: Timestamp,
-        effects: &mut Vec<Effect>,
-    ) {
-        let limits = self.config.limits;
-        let Some(record) = self.jobs.get_mut(job) else { return };
-        let Phase::Running(run) = &record.phase else { return };
-        if record.spoke() {
-            let usage = record.so_far(run);
-            let end = end.unwrap_or(End::Cut { error: JobError::Provider { failure } });
-            return self.settle(job, usage, end, now, effects);
-        }
-        if end.is_some() {
-            return self.void(job, None, effects);
-        }
-        let tries_left = record.attempts.is_some_and(|attempt| attempt.get() < limits.attempts);
-        let is_new = |(provider, _)| !record.tried.contains(&provider);
-        let someone_new = self.registry.offering(&record.job.model).any(is_new);
-        if failure.retry() == Retry::Elsewhere && tries_left && someone_new && !self.draining {
-            self.jobs.queue(job, now);
-            self.dispatch(job, now, effects);
-        } else {
-            self.void(job, Some(JobError::Provider { failure }), effects);
-        }
-    }
-
-    /// Asks the provider of an attempt to stop. Unless the caller frees it, its slot stays taken until it says that it
-    /// has: one that hangs gets no further jobs.
-    fn cancel(&self, provider: ProviderId, job: JobId, attempt: Attempt) -> Option<Effect> {
-        let node = self.registry.node(provider)?;
-        Some(send(node.conn, ToProvider::Cancel { job, attempt }))
-    }
-
-    /// Pays for what was delivered, if that is what it says it is; the user hears the end when the store has answered.
-    fn settle(&mut self, job: JobId, claim: Usage, end: End, now: Timestamp, effects: &mut Vec<Effect>) {
-        let verdict = self.verdict(job, claim, &end, now);
-        let Some(record) = self.jobs.get_mut(job) else { return };
-        let Phase::Running(run) = &record.phase else { return };
-        let (order, charge) = record.settle(run, claim, verdict);
-        if let Verdict::Refused(_) = verdict {
-            return self.refuse_result(order, end, now, effects);
-        }
-        let used = order.usage.prompt + order.usage.completion;
-        let end = match end {
-            End::Whole { finish, .. } => End::Whole { finish, usage: order.usage },
-            other => other,
-        };
-        if let Payer::Demo(address) = record.payer {
-            self.demo.give_back(address, record.worst_case().saturating_sub(used), record.admitted_at);
-        }
-        self.credit(order.provider, verdict, &end, now);
-        if let Some(record) = self.jobs.get_mut(job) {
-            record.phase = Phase::Settling { end, charge };
-        }
-        self.totals.tokens += used;
-        effects.push(Effect::Settle(order));
-    }
-
-    /// Ends a job that took nothing: the hold is released, and the user, if there is one, is told.
-    fn void(&mut self, job: JobId, error: Option<JobError>, effects: &mut Vec<Effect>) {
-        effects.push(Effect::Void { job });
-        match error {
-            Some(error) => self.end(job, error, effects),
-            None => self.forget(job),
-        }
-    }
-
-    fn end(&mut self, job: JobId, error: JobError, effects: &mut Vec<Effect>) {
-        self.forget(job);
-        effects.push(reply(job, Reply::Failed { error, receipt: None }));
-    }
-
-    fn forget(&mut self, job: JobId) {
-        let Some(record) = self.jobs.remove(job) else { return };
-        self.totals.jobs_failed += 1;
-        if let Payer::Demo(address) = record.payer {
-            self.demo.give_back(address, record.worst_case(), record.admitted_at);
         }
     }
 }
@@ -677,6 +559,7 @@ impl Coordinator {
             self.multiplier = self.multiplier.step(self.utilisation());
         }
         self.note_standings(now, effects);
+        self.tick_groups(now, effects);
         self.serve_waiting(now, effects);
     }
 
@@ -695,13 +578,18 @@ impl Coordinator {
         let Some(record) = self.jobs.get_mut(job) else { return };
         match &record.phase {
             Phase::Queued { .. } => {
-                let error = JobError::NoCapacity(record.job.model.clone());
-                self.void(job, Some(error), effects);
+                let model = record.job.model.clone();
+                let is_loading = self.groups.has(&model) && !self.groups.is_ready(&model);
+                let error = if is_loading { JobError::Loading(model) } else { JobError::NoCapacity(model) };
+                self.end_waiting(job, Some(error), now, effects);
             }
             Phase::Running(run) => {
                 let (provider, attempt) = (run.provider, run.attempt);
+                let moves = run.group.is_none() || self.groups.is_ready(&record.job.model);
                 effects.extend(self.cancel(provider, job, attempt));
-                self.strike(provider, now);
+                if moves {
+                    self.strike(provider, now);
+                }
                 self.attempt_failed(job, Failure::TimedOut, None, now, effects);
             }
             Phase::Holding { .. } | Phase::Settling { .. } => {}
@@ -713,7 +601,7 @@ impl Coordinator {
         self.note_standings(now, effects);
         for model in self.jobs.waiting_models() {
             for job in self.jobs.waiting(&model) {
-                self.void(job, Some(JobError::Draining), effects);
+                self.end_waiting(job, Some(JobError::Draining), now, effects);
             }
         }
     }

@@ -14,12 +14,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use ram_core::catalog;
-use ram_core::id::{Epoch, JobId, ModelId, ProviderId};
+use ram_core::id::{Epoch, GroupId, JobId, ModelId, NodeKey, ProviderId};
 use ram_core::provider::{Hardware, Load, ModelOffer, OFFERS_MAX, ProviderSpec};
 use ram_core::route::Candidate;
 use ram_core::units::{Bytes, Permille, Timestamp};
 use ram_core::validate::Recent;
 use ram_crypto::statement::{Expected, Statement, StatementError};
+use ram_proto::control::shard::ShardReport;
 use ram_proto::control::{
     Capabilities, Capability, HEARTBEAT_LOST_MS, NodeStatement, Nonce, Register, RejectReason,
 };
@@ -59,6 +60,7 @@ enum Socket {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) conn: ConnId,
+    pub(super) key: NodeKey,
     pub(super) spec: ProviderSpec,
     /// Its last word on how busy it is; `running` counts only what did not come from us.
     pub(super) load: Load,
@@ -73,6 +75,12 @@ pub(super) struct Node {
     pub(super) recent: Recent,
     /// Jobs that we gave it and that have not ended, whatever its last heartbeat said.
     pub(super) running: BTreeSet<JobId>,
+    /// Whether it knows of shards.
+    pub(super) knows_shards: bool,
+    /// What it lends to groups, and how its shards do.
+    pub(super) shards: ShardReport,
+    /// The pipelines that it is the head of, with what they offer.
+    heads: Vec<(GroupId, ModelOffer)>,
 }
 
 /// What a good registration changed.
@@ -144,9 +152,10 @@ impl Registry {
         let epoch = self.last_epoch;
         self.sockets.insert(conn, Socket::Registered(provider));
         let spec = ProviderSpec { offers: known(register.spec.offers), ..register.spec };
-        index(&mut self.by_model, provider, &spec.offers);
+        index(&mut self.by_model, provider, spec.offers.iter());
         let node = Node {
             conn,
+            key: register.statement.node_key,
             spec,
             load: bounded(register.load),
             since: now,
@@ -156,6 +165,9 @@ impl Registry {
             struck_at: now,
             recent: Recent::default(),
             running: BTreeSet::new(),
+            knows_shards: capabilities.has(Capability::SHARD_V1),
+            shards: ShardReport::default(),
+            heads: Vec::new(),
         };
         self.nodes.insert(provider, node);
         Ok(Admitted { provider, epoch, capabilities, ghost })
@@ -180,11 +192,20 @@ impl Registry {
         node.load = Load { running: foreign, ..bounded(load) };
         node.spec.memory_cap = memory_cap.min(node.spec.hardware.usable_memory);
         if node.spec.offers != offers {
-            let old = std::mem::replace(&mut node.spec.offers, offers);
-            unindex(&mut self.by_model, provider, &old);
-            index(&mut self.by_model, provider, &node.spec.offers);
+            unindex(&mut self.by_model, provider, node.offers());
+            node.spec.offers = offers;
+            index(&mut self.by_model, provider, node.offers());
         }
         true
+    }
+
+    /// A node offers a model as the head of a pipeline; without an offer it does so no more.
+    pub(super) fn set_head(&mut self, provider: ProviderId, group: GroupId, offer: Option<ModelOffer>) {
+        let Some(node) = self.nodes.get_mut(&provider) else { return };
+        unindex(&mut self.by_model, provider, node.offers());
+        node.heads.retain(|(held, _)| *held != group);
+        node.heads.extend(offer.map(|offer| (group, offer)));
+        index(&mut self.by_model, provider, node.offers());
     }
 
     pub(super) fn node(&self, provider: ProviderId) -> Option<&Node> {
@@ -290,7 +311,7 @@ impl Registry {
 
     fn remove(&mut self, provider: ProviderId) -> Option<Node> {
         let node = self.nodes.remove(&provider)?;
-        unindex(&mut self.by_model, provider, &node.spec.offers);
+        unindex(&mut self.by_model, provider, node.offers());
         Some(node)
     }
 }
@@ -308,13 +329,13 @@ fn known(offers: Vec<ModelOffer>) -> Vec<ModelOffer> {
 
 type ByModel = BTreeMap<ModelId, BTreeSet<ProviderId>>;
 
-fn index(by_model: &mut ByModel, provider: ProviderId, offers: &[ModelOffer]) {
+fn index<'a>(by_model: &mut ByModel, provider: ProviderId, offers: impl Iterator<Item = &'a ModelOffer>) {
     for offer in offers {
         by_model.entry(offer.model.clone()).or_default().insert(provider);
     }
 }
 
-fn unindex(by_model: &mut ByModel, provider: ProviderId, offers: &[ModelOffer]) {
+fn unindex<'a>(by_model: &mut ByModel, provider: ProviderId, offers: impl Iterator<Item = &'a ModelOffer>) {
     for offer in offers {
         if let Some(providers) = by_model.get_mut(&offer.model) {
             providers.remove(&provider);
@@ -326,9 +347,21 @@ fn unindex(by_model: &mut ByModel, provider: ProviderId, offers: &[ModelOffer]) 
 }
 
 impl Node {
-    /// What this node says of `model`.
+    /// What this node offers: alone, then as the head of pipelines.
+    pub(super) fn offers(&self) -> impl Iterator<Item = &ModelOffer> {
+        self.spec.offers.iter().chain(self.heads.iter().map(|(_, offer)| offer))
+    }
+
+    /// What this node offers of `model`.
     pub(super) fn offer(&self, model: &ModelId) -> Option<&ModelOffer> {
-        self.spec.offers.iter().find(|offer| &offer.model == model)
+        self.offers().find(|offer| &offer.model == model)
+    }
+
+    /// The pipeline over which it serves `model`, unless it has it whole.
+    pub(super) fn pipeline(&self, model: &ModelId) -> Option<GroupId> {
+        let is_whole = self.spec.offers.iter().any(|offer| &offer.model == model);
+        let (group, _) = self.heads.iter().find(|(_, offer)| &offer.model == model)?;
+        (!is_whole).then_some(*group)
     }
 
     /// How busy it is now: our jobs by our own count, and those that it has from elsewhere.

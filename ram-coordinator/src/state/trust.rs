@@ -23,13 +23,23 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         let Some(record) = self.jobs.get_mut(job) else { return };
-        let Phase::Running(Run { prompt, .. }) = &record.phase else { return };
+        let Phase::Running(Run { prompt, heard, .. }) = &record.phase else { return };
+        if heard.as_ref().is_some_and(|heard| !heard.is_written()) {
+            return self.differs(job, now, effects); // it is shorter than what the user was told
+        }
         let Some(counted) = *prompt else {
             self.strike(provider, now);
             return self.attempt_failed(job, Failure::Internal, None, now, effects);
         };
         let usage = Usage { prompt: usage.prompt.min(counted), ..usage };
         self.settle(job, usage, End::Whole { finish, usage }, now, effects);
+    }
+
+    /// An answer that was begun anew is not what the user was told: it is cut where it is.
+    pub(super) fn differs(&mut self, job: JobId, now: Timestamp, effects: &mut Vec<Effect>) {
+        let failure = Failure::Internal;
+        let end = End::Cut { error: JobError::Provider { failure } };
+        self.attempt_failed(job, failure, Some(end), now, effects);
     }
 
     /// What the result of a running job is worth, whole or cut.

@@ -19,7 +19,7 @@ pub(super) struct Layout {
     pub(super) holders: Vec<ProviderId>,
     /// For which stages a node has memory.
     fits: BTreeMap<ProviderId, BTreeSet<usize>>,
-    expected: Expected,
+    pub(super) expected: Expected,
 }
 
 impl Layout {
