@@ -3,11 +3,14 @@
 //! Types that serde derives have theirs derived beside it; here are those that write themselves.
 
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{Object, ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{Array, ArrayBuilder, Object, ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::chat::PromptText;
-use crate::id::{JobId, MODEL_ID_BYTES_MAX, ModelId, NODE_NAME_CHARS_MAX, NodeName, ProviderId};
+use crate::id::{
+    Epoch, GroupId, JobId, MODEL_ID_BYTES_MAX, ModelId, NODE_NAME_CHARS_MAX, NodeName, ProviderId,
+};
+use crate::layers::LayerRange;
 use crate::units::{Bytes, Permille, Timestamp, TokenCount, TokenRate, XRam};
 
 macro_rules! schema {
@@ -24,6 +27,9 @@ macro_rules! schema {
 
 schema! {
     JobId => text("A job: one request, through all its attempts.").pattern(Some("^[0-9a-f]{32}$")).build();
+    GroupId => text("A group of providers that hold a model together.").pattern(Some("^[0-9a-f]{32}$")).build();
+    Epoch => count("A number that only rises.");
+    LayerRange => layers();
     ProviderId => text("A provider: `p_` and the first 16 bytes of its key.").pattern(Some("^p_[0-9a-f]{32}$")).build();
     ModelId => model_id();
     NodeName => text("The name that an operator gave a node.")
@@ -48,6 +54,12 @@ fn model_id() -> Object {
         .max_length(Some(MODEL_ID_BYTES_MAX))
         .pattern(Some(format!("^{PART}(/{PART})?$")))
         .build()
+}
+
+fn layers() -> Array {
+    let number = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).maximum(Some(u16::MAX));
+    let pair = ArrayBuilder::new().items(number).min_items(Some(2)).max_items(Some(2));
+    pair.description(Some("Layers from the first number up to, and without, the second.")).build()
 }
 
 fn text(description: &str) -> ObjectBuilder {

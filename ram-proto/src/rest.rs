@@ -3,12 +3,16 @@
 //! Money is a decimal string ([`XRam`] writes itself so), an instant is milliseconds since 1970 UTC, memory is bytes.
 //! Wallets and earnings are not shown.
 
+mod pipelines;
+
 use serde::{Deserialize, Serialize};
 
 use ram_core::id::{ModelId, NodeName, ProviderId};
 use ram_core::provider::{Hardware, Load, ModelOffer, Speed};
 use ram_core::route::Refusal;
 use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
+
+pub use self::pipelines::{PipelineList, PipelineShard, PipelineState, PipelineView, ShardNow};
 
 /// `GET /api/v1/providers`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,6 +20,8 @@ pub const PROVIDER_SOCKET: &str = "/ws/provider";
 pub const PROVIDERS: &str = "/api/v1/providers";
 /// `GET`: one provider; see [`provider`].
 pub const PROVIDER: &str = "/api/v1/providers/{id}";
+/// `GET`: the models that several providers hold together.
+pub const PIPELINES: &str = "/api/v1/pipelines";
 /// `GET`: the network as a whole.
 pub const STATS: &str = "/api/v1/stats";
 /// `GET`: the models, with who serves each, how fast and at which price.
@@ -51,7 +53,7 @@ pub const ADMIN: [&str; 7] =
     [METRICS, ADMIN_KEYS, ADMIN_KEY, ADMIN_KEY_CREDIT, ADMIN_DRAIN, ADMIN_CONFIG, ADMIN_PROVIDER_DRAIN];
 
 /// All that anybody may ask for.
-pub const ALL: [&str; 13] = [
+pub const ALL: [&str; 14] = [
     CHAT_COMPLETIONS,
     MODELS,
     MODEL,
@@ -60,6 +62,7 @@ pub const ALL: [&str; 13] = [
     PROVIDER_SOCKET,
     PROVIDERS,
     PROVIDER,
+    PIPELINES,
     STATS,
     NETWORK_MODELS,
     PRICING,

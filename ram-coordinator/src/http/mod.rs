@@ -117,6 +117,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route(routes::READY, get(network::ready))
         .route(routes::PROVIDERS, get(network::providers))
         .route(routes::PROVIDER, get(network::provider))
+        .route(routes::PIPELINES, get(network::pipelines))
         .route(routes::STATS, get(network::stats))
         .route(routes::NETWORK_MODELS, get(pricing::models))
         .route(routes::PRICING, get(pricing::prices))

@@ -45,6 +45,11 @@ pub(super) async fn providers(State(gateway): State<Gateway>) -> Result<Response
     front.providers.take(async || gateway.handle.ask(|core, _| core.providers()).await).await
 }
 
+pub(super) async fn pipelines(State(gateway): State<Gateway>) -> Result<Response, Refusal> {
+    let front = &gateway.front;
+    front.pipelines.take(async || gateway.handle.ask(|core, _| core.pipelines()).await).await
+}
+
 /// What a request for one provider may ask for besides.
 #[derive(Debug, Deserialize)]
 pub(super) struct ProviderQuery {

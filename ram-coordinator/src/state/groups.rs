@@ -24,11 +24,11 @@ use ram_core::reputation;
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use ram_pipeline::group::{self, Group, Jobs, State, Terms, Waits};
 use ram_pipeline::plan::{self, Link, Links, ModelNeeds, NODES_MAX, Node, Objective, Plan, Refusal, Spare, Wish};
-use ram_proto::control::shard::{SHARDS_MAX, ShardReport};
+use ram_proto::control::shard::{SHARDS_MAX, ShardReport, ShardStatus};
 
 use super::event::{Effect, JobError};
 use super::jobs::{JobRecord, Phase};
-use super::{Coordinator, send};
+use super::{Coordinator, registry, send};
 
 /// Most groups at once: each has nodes load gigabytes.
 const GROUPS_MAX: usize = 64;
@@ -100,8 +100,14 @@ impl Groups {
 }
 
 impl Pipeline {
-    fn needs(&self, layers: LayerRange) -> Bytes {
+    pub(super) fn needs(&self, layers: LayerRange) -> Bytes {
         self.needs.needs(layers, WORKLOAD).total()
+    }
+
+    /// What a node says of its shard.
+    pub(super) fn status<'a>(&self, node: &'a registry::Node, layers: LayerRange) -> Option<&'a ShardStatus> {
+        let ours = |status: &&ShardStatus| status.group == self.group.id() && status.layers == layers;
+        node.shards.shards.iter().find(ours)
     }
 
     /// What its head offers.
@@ -248,10 +254,7 @@ impl Coordinator {
             let holders: Vec<_> = pipeline.group.holders().collect();
             let next = holders.iter().cycle().skip(1);
             for ((from, layers), (to, _)) in holders.iter().zip(next) {
-                let status = self.registry.node(*from).and_then(|node| {
-                    let shards = node.shards.shards.iter();
-                    shards.into_iter().find(|s| s.group == pipeline.group.id() && s.layers == *layers)
-                });
+                let status = self.registry.node(*from).and_then(|node| pipeline.status(node, *layers));
                 if let Some(hop) = status.and_then(|status| status.hop_us) {
                     let delay = Duration::from_micros(hop.into());
                     let rate = if delay < NEAR { Link::LAN.rate } else { UNKNOWN_LINK.rate };

@@ -372,12 +372,16 @@ impl Coordinator {
         run.deadline = now.after(self.config.limits.between_tokens);
         let piece = News { content, reasoning, tool_calls, logprobs };
         let news = run.heard.as_mut().map_or(Ok(piece.clone()), |heard| heard.take(piece));
-        let Ok(News { content, reasoning, tool_calls, logprobs }) = news else {
+        let Ok(news) = news else {
             effects.extend(self.cancel(provider, job, attempt));
             return self.differs(job, now, effects);
         };
+        let is_old = !says_nothing && news.is_empty();
         effects.extend(record.checkpoint(now).map(Effect::Checkpoint));
-        effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
+        if !is_old {
+            let News { content, reasoning, tool_calls, logprobs } = news;
+            effects.push(reply(job, Reply::Delta { content, reasoning, tool_calls, logprobs }));
+        }
     }
 
     fn finished(

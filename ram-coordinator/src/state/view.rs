@@ -5,17 +5,21 @@ use std::collections::BTreeMap;
 use ram_chain::pricing;
 use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::{ModelId, ProviderId};
+use ram_core::layers::LayerRange;
 use ram_core::provider::ModelState;
 use ram_core::route::{self, Refusal};
 use ram_core::units::{Timestamp, TokenCount};
+use ram_pipeline::group::State;
+use ram_proto::control::shard::ShardStatus;
 use ram_proto::openai::DEFAULT_MAX_TOKENS;
 use ram_proto::rest::{
-    ModelExplanation, ModelPrice, ModelStats, NetworkModel, NetworkModels, NetworkStats, Pricing,
-    ProviderList, ProviderView, Quote,
+    ModelExplanation, ModelPrice, ModelStats, NetworkModel, NetworkModels, NetworkStats, PipelineList,
+    PipelineShard, PipelineState, PipelineView, Pricing, ProviderList, ProviderView, Quote, ShardNow,
 };
 
 use super::Coordinator;
-use super::jobs::wish_for;
+use super::groups::Pipeline;
+use super::jobs::{JobRecord, Phase, wish_for};
 use super::registry::Node;
 
 /// Tokens of a usual request, for which a provider is explained: a page of prompt, and half of one as the answer.
@@ -41,7 +45,7 @@ impl Coordinator {
     pub fn explain(&self, id: ProviderId, now: Timestamp) -> Option<ProviderView> {
         let node = self.registry.node(id)?;
         let explain =
-            node.spec.offers.iter().filter_map(|offer| self.explain_model(id, node, &offer.model, now));
+            node.offers().filter_map(|offer| self.explain_model(id, node, &offer.model, now));
         Some(ProviderView {
             reputation: self.standings.of(id, now),
             silent_seconds: Some(now.since(node.last_word).as_secs()),
@@ -83,7 +87,7 @@ impl Coordinator {
             version: node.spec.version.clone(),
             hardware: node.spec.hardware.clone(),
             memory_cap: node.spec.memory_cap,
-            models: node.spec.offers.clone(),
+            models: node.offers().cloned().collect(),
             load: node.load_now(),
             online_since: node.since,
             draining: self.registry.is_draining(id, node),
@@ -92,6 +96,54 @@ impl Coordinator {
             silent_seconds: None,
             explain: None,
         }
+    }
+
+    /// The models that several providers hold together.
+    #[must_use]
+    pub fn pipelines(&self) -> PipelineList {
+        let view = |(model, pipeline)| self.pipeline_view(model, pipeline);
+        PipelineList { pipelines: self.groups.iter().map(view).collect() }
+    }
+
+    fn pipeline_view(&self, model: &ModelId, pipeline: &Pipeline) -> PipelineView {
+        let group = &pipeline.group;
+        let shard = |(provider, layers)| self.pipeline_shard(pipeline, provider, layers);
+        let runs = |job: &&JobRecord| {
+            job.job.model == *model && matches!(&job.phase, Phase::Running(run) if run.group.is_some())
+        };
+        PipelineView {
+            id: group.id(),
+            model: model.clone(),
+            state: match group.state() {
+                State::Loading => PipelineState::Loading,
+                State::Planning | State::Ended(_) => PipelineState::Planning,
+                State::Linking => PipelineState::Linking,
+                State::Ready => PipelineState::Ready,
+            },
+            epoch: group.epoch(),
+            since: pipeline.since,
+            shards: group.holders().map(shard).collect(),
+            spares: group.warm_spares().map(shard).collect(),
+            expected_single: group.expected().single,
+            expected_saturated: group.expected().saturated,
+            running: self.jobs.iter().filter(runs).count() as u64,
+            queued: self.jobs.queued(model) as u64,
+        }
+    }
+
+    fn pipeline_shard(
+        &self,
+        pipeline: &Pipeline,
+        provider: ProviderId,
+        layers: LayerRange,
+    ) -> PipelineShard {
+        let node = self.registry.node(provider);
+        let now = node.and_then(|node| pipeline.status(node, layers)).map(|status| {
+            let ShardStatus { sessions, kv_free, step_us, hop_us, .. } = *status;
+            ShardNow { sessions, kv_free, step_us, hop_us }
+        });
+        let name = node.map(|node| node.spec.name.clone());
+        PipelineShard { provider, name, layers, memory: pipeline.needs(layers), now }
     }
 
     /// Models that at least one provider has in memory, by full id.

@@ -19,7 +19,7 @@ use ram_core::units::XRam;
 use crate::openai::{
     ChatCompletion, ChatCompletionChunk, CompletionId, ErrorBody, ModelList, ServedBy, XramFields,
 };
-use crate::rest::{Health, NetworkModels, NetworkStats, Pricing, ProviderList, Quote, Ready};
+use crate::rest::{Health, NetworkModels, NetworkStats, PipelineList, Pricing, ProviderList, Quote, Ready};
 
 /// Name of the scheme by which a caller shows its key.
 const BEARER: &str = "bearer";
@@ -65,6 +65,7 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<Health>(&mut schemas);
     add::<Ready>(&mut schemas);
     add::<ProviderList>(&mut schemas);
+    add::<PipelineList>(&mut schemas);
     add::<NetworkStats>(&mut schemas);
     add::<NetworkModels>(&mut schemas);
     add::<Pricing>(&mut schemas);

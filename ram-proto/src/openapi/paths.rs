@@ -15,7 +15,9 @@ use crate::openai::{
     ChatCompletion, ChatCompletionChunk, ErrorBody, IGNORED_FIELDS_MAX, ModelCard, ModelList,
     RETRY_AFTER_MAX, sse,
 };
-use crate::rest::{Health, NetworkModels, NetworkStats, Pricing, ProviderList, ProviderView, Quote, Ready};
+use crate::rest::{
+    Health, NetworkModels, NetworkStats, PipelineList, Pricing, ProviderList, ProviderView, Quote, Ready,
+};
 use crate::routes;
 
 use super::{BEARER, chat};
@@ -25,6 +27,7 @@ const EVENTS: &str = "text/event-stream";
 const OPENAI: &str = "OpenAI";
 const NETWORK: &str = "network";
 const PROBES: &str = "probes";
+const PIPELINES: &str = "The models that several providers hold together";
 
 /// All paths.
 pub(super) fn all() -> Paths {
@@ -36,6 +39,7 @@ pub(super) fn all() -> Paths {
         (routes::PROVIDER_SOCKET, provider_socket()),
         (routes::PROVIDERS, open("providers", NETWORK, "The providers online", whole::<ProviderList>())),
         (routes::PROVIDER, one_provider()),
+        (routes::PIPELINES, open("pipelines", NETWORK, PIPELINES, whole::<PipelineList>())),
         (routes::STATS, open("stats", NETWORK, "The network as a whole", whole::<NetworkStats>())),
         (routes::NETWORK_MODELS, network_models()),
         (routes::PRICING, open("pricing", NETWORK, "What 1,000 tokens cost now", whole::<Pricing>())),
