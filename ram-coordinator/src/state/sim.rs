@@ -6,6 +6,7 @@
 //! night that fails tells its seed; once mended it is kept as a test of its own. Single steps stand in `day`.
 
 mod day;
+mod gather;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
