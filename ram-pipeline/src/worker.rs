@@ -630,6 +630,7 @@ impl Worker {
         }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let heartbeat = Heartbeat {
+            clock: None, // That is the link's.
             sessions: count(self.ledger.len()),
             queued: count(self.queue.len()),
             kv_free: self.ledger.free(),

@@ -8,11 +8,12 @@ use bytes::{BufMut, BytesMut};
 use ram_core::id::{Epoch, JobId, NodeKey};
 use ram_core::layers::LayerRange;
 use ram_core::units::TokenCount;
+use ram_pipeline::link::alive::{Pulse, Watched};
 use ram_pipeline::link::frames::{self, Incoming};
 use ram_pipeline::link::greet::{self, Open};
 use ram_pipeline::link::memory::{self, Cable, Way, Wire};
 use ram_pipeline::link::tls::{self, ALPN, Door, Identity, TlsLink};
-use ram_pipeline::link::{GREETING_MS, Link, LinkError, alive::Watched, tcp};
+use ram_pipeline::link::{GREETING_MS, Link, LinkError, tcp};
 use ram_proto::frame::{
     Carries, Code, Decoded, Frame, FrameError, HEARTBEAT_LOST_MS, HEARTBEAT_MS, Head, Heartbeat, Hello,
     Limits, ModelDigest, Of, Refusal, VERSION, Welcome,
@@ -489,8 +490,9 @@ struct Talk {
 impl Talk {
     fn of(open: Open<Any>, sessions: u32) -> Self {
         let ((outbox, out), (into, inbox)) = (mpsc::channel(8), mpsc::channel(8));
-        let (_, status) = watch::channel(Heartbeat { sessions, ..Heartbeat::default() });
-        let talking = async { (open.converse(out, into, |frame| frame, status).await, Instant::now()) };
+        let (_, says) = watch::channel(Heartbeat { sessions, ..Heartbeat::default() });
+        let pulse = Pulse { says, hop: watch::Sender::new(None) };
+        let talking = async { (open.converse(out, into, |frame| frame, pulse).await, Instant::now()) };
         Self { outbox, inbox, ended: tokio::spawn(talking) }
     }
 }

@@ -30,8 +30,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Deserialize;
 
 pub use self::head::{
-    Carries, Code, Head, Heartbeat, Hello, KvCacheInit, Logprob, Mark, ModelDigest, ModelDigestError, Of,
-    PrefixHash, Refusal, Spent, Step, StepResult, TYPES, Trim, Want, Welcome,
+    Carries, Clock, Code, Echo, Head, Heartbeat, Hello, KvCacheInit, Logprob, Mark, ModelDigest,
+    ModelDigestError, Of, PrefixHash, Refusal, Spent, Step, StepResult, TYPES, Trim, Want, Welcome,
 };
 
 /// Longest head. One of a step has less than 256 bytes; the longest that is of use, a KV_CACHE_INIT with a bias for
@@ -243,13 +243,24 @@ fn read_head(bytes: &[u8]) -> Result<Option<Head>, FrameError> {
         #[serde(borrow)]
         r#type: Cow<'a, str>,
     }
+    #[derive(Deserialize)]
+    struct Credit {
+        steps: u32,
+    }
     if bytes.first() != Some(&b'{') {
         return Err(FrameError::NotTagged); // serde would read a tagged enum from an array, too
     }
     let Tag { r#type: tag } = serde_json::from_slice(bytes).map_err(|_| FrameError::NotTagged)?;
     let Some(&of) = TYPES.iter().find(|&&known| known == tag) else { return Ok(None) };
     let malformed = |error: serde_json::Error| FrameError::Malformed { of, column: error.column() };
-    serde_json::from_slice(bytes).map(Some).map_err(malformed)
+    // A tagged enum is gathered in a map before it is read: not what comes with each token.
+    let head = match of {
+        "FORWARD_PASS" => serde_json::from_slice(bytes).map(Head::ForwardPass),
+        "RESULT" => serde_json::from_slice(bytes).map(Head::Result),
+        "CREDIT" => serde_json::from_slice(bytes).map(|Credit { steps }| Head::Credit { steps }),
+        _ => serde_json::from_slice(bytes),
+    };
+    head.map(Some).map_err(malformed)
 }
 
 /// Read at once: a step of one token with its activations, of most models.

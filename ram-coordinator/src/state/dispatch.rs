@@ -138,7 +138,14 @@ impl Coordinator {
     }
 
     /// Pays for what was delivered, if that is what it says it is; the user hears the end when the store has answered.
-    pub(super) fn settle(&mut self, job: JobId, claim: Usage, end: End, now: Timestamp, effects: &mut Vec<Effect>) {
+    pub(super) fn settle(
+        &mut self,
+        job: JobId,
+        claim: Usage,
+        end: End,
+        now: Timestamp,
+        effects: &mut Vec<Effect>,
+    ) {
         let verdict = self.verdict(job, claim, &end, now);
         let Some(record) = self.jobs.get_mut(job) else { return };
         let Phase::Running(run) = &record.phase else { return };
@@ -184,4 +191,3 @@ impl Coordinator {
         }
     }
 }
-

@@ -23,7 +23,9 @@ use ram_core::provider::{ModelOffer, ModelState, Speed};
 use ram_core::reputation;
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use ram_pipeline::group::{self, Group, Jobs, State, Terms, Waits};
-use ram_pipeline::plan::{self, Link, Links, ModelNeeds, NODES_MAX, Node, Objective, Plan, Refusal, Spare, Wish};
+use ram_pipeline::plan::{
+    self, Link, Links, ModelNeeds, NODES_MAX, Node, Objective, Plan, Refusal, Spare, Wish,
+};
 use ram_proto::control::shard::{SHARDS_MAX, ShardReport, ShardStatus};
 
 use super::event::{Effect, JobError};
@@ -417,20 +419,16 @@ impl Coordinator {
     }
 
     /// Ends the attempts that run over the group of a model.
-    fn fail_running(
-        &mut self,
-        model: &ModelId,
-        failure: Failure,
-        now: Timestamp,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn fail_running(&mut self, model: &ModelId, failure: Failure, now: Timestamp, effects: &mut Vec<Effect>) {
         let over_group = |record: &&JobRecord| {
             let runs = matches!(&record.phase, Phase::Running(run) if run.group.is_some());
             runs && record.job.model == *model
         };
         let running: Vec<JobId> = self.jobs.iter().filter(over_group).map(|record| record.job.id).collect();
         for job in running {
-            let Some(Phase::Running(run)) = self.jobs.get_mut(job).map(|record| &record.phase) else { continue };
+            let Some(Phase::Running(run)) = self.jobs.get_mut(job).map(|record| &record.phase) else {
+                continue;
+            };
             let (provider, attempt) = (run.provider, run.attempt);
             effects.extend(self.cancel(provider, job, attempt));
             if let Some(node) = self.registry.node_mut(provider) {

@@ -132,9 +132,9 @@ mod tests {
 
     /// What comes through of these pieces, or that they differ.
     fn hear(heard: &mut Heard, pieces: &[String]) -> Result<String, Differs> {
-        pieces.iter().try_fold(String::new(), |all, piece| {
-            Ok(all + heard.take(says(piece))?.content.as_str())
-        })
+        pieces
+            .iter()
+            .try_fold(String::new(), |all, piece| Ok(all + heard.take(says(piece))?.content.as_str()))
     }
 
     /// A text cut at some of its characters.

@@ -44,8 +44,7 @@ impl Coordinator {
     #[must_use]
     pub fn explain(&self, id: ProviderId, now: Timestamp) -> Option<ProviderView> {
         let node = self.registry.node(id)?;
-        let explain =
-            node.offers().filter_map(|offer| self.explain_model(id, node, &offer.model, now));
+        let explain = node.offers().filter_map(|offer| self.explain_model(id, node, &offer.model, now));
         Some(ProviderView {
             reputation: self.standings.of(id, now),
             silent_seconds: Some(now.since(node.last_word).as_secs()),
@@ -131,12 +130,7 @@ impl Coordinator {
         }
     }
 
-    fn pipeline_shard(
-        &self,
-        pipeline: &Pipeline,
-        provider: ProviderId,
-        layers: LayerRange,
-    ) -> PipelineShard {
+    fn pipeline_shard(&self, pipeline: &Pipeline, provider: ProviderId, layers: LayerRange) -> PipelineShard {
         let node = self.registry.node(provider);
         let now = node.and_then(|node| pipeline.status(node, layers)).map(|status| {
             let ShardStatus { sessions, kv_free, step_us, hop_us, .. } = *status;

@@ -17,6 +17,7 @@ use super::links::{self, Ends};
 use super::{Chain, Dialer, MemberConfig, Report, Said, Word};
 use crate::driver::{self, Driver, Request};
 use crate::link::Link;
+use crate::link::alive::Pulse;
 use crate::link::greet::{self, Caller, Open};
 use crate::stage::Stage;
 use crate::worker::{self, Call, Side, Worker};
@@ -36,6 +37,8 @@ pub(super) struct Actor {
     frames: mpsc::Sender<(u64, Frame)>,
     arrivals: mpsc::Receiver<(u64, Frame)>,
     status: watch::Sender<Heartbeat>,
+    /// How far the next shard is away; from the last one, the head.
+    hop: watch::Sender<Option<Duration>>,
     /// Of the present epoch.
     chain: Option<Chain>,
     links: HashMap<Side, Line>,
@@ -87,6 +90,7 @@ impl Actor {
             frames,
             arrivals,
             status: watch::Sender::new(Heartbeat::default()),
+            hop: watch::Sender::new(None),
             chain: None,
             links: HashMap::new(),
             waiting: VecDeque::new(),
@@ -161,6 +165,7 @@ impl Actor {
         self.links.clear();
         self.is_linked = false;
         let (epoch, last) = (chain.epoch, chain.peers.len() - 1);
+        self.hop.send_replace(None); // Another one may be next.
         self.think(Happens::Worker(worker::Event::Rebuilt(epoch)));
         if chain.place < last {
             self.dial(&chain, chain.place + 1, Side::Down);
@@ -253,8 +258,10 @@ impl Actor {
         let number = self.numbers;
         let (sender, outbox) = mpsc::channel(FRAMES_MAX);
         self.links.insert(side, Line { number, outbox: sender });
-        let (inbox, status, said) = (self.frames.clone(), self.status.subscribe(), self.said.clone());
-        Ends { number, outbox, inbox, status, said }
+        let (inbox, said) = (self.frames.clone(), self.said.clone());
+        let is_next = side == Side::Down || (side == Side::Results && self.driver.is_none());
+        let hop = if is_next { self.hop.clone() } else { watch::Sender::new(None) };
+        Ends { number, outbox, inbox, pulse: Pulse { says: self.status.subscribe(), hop }, said }
     }
 
     /// Whether all is there behind this member.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use ram_core::id::Epoch;
-use ram_proto::frame::{Frame, Heartbeat, Hello, Welcome};
-use tokio::sync::{mpsc, watch};
+use ram_proto::frame::{Frame, Hello, Welcome};
+use tokio::sync::mpsc;
 
 use super::{Dialer, Peer, Said};
+use crate::link::alive::Pulse;
 use crate::link::greet::{self, Caller, Open};
 use crate::link::{Link, LinkError};
 use crate::worker::Side;
@@ -17,7 +18,7 @@ pub(super) struct Ends {
     pub(super) number: u64,
     pub(super) outbox: mpsc::Receiver<Frame>,
     pub(super) inbox: mpsc::Sender<(u64, Frame)>,
-    pub(super) status: watch::Receiver<Heartbeat>,
+    pub(super) pulse: Pulse,
     pub(super) said: mpsc::WeakUnboundedSender<Said>,
 }
 
@@ -46,9 +47,9 @@ pub(super) async fn dial(
 
 /// Carries the frames of a link that was dialled.
 pub(super) async fn carry(open: Open<Box<dyn Link>>, ends: Ends) {
-    let Ends { number, outbox, inbox, status, said } = ends;
+    let Ends { number, outbox, inbox, pulse, said } = ends;
     // Why it ended makes no odds: the epoch is over, and the group says what comes next.
-    let _ = open.converse(outbox, inbox, |frame| (number, frame), status).await;
+    let _ = open.converse(outbox, inbox, |frame| (number, frame), pulse).await;
     tell(&said, Said::Closed { link: number });
 }
 

@@ -136,9 +136,9 @@ pub struct Mark {
 
 /// Some tokens of a session on their way through the layers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "FlatStep", into = "FlatStep")]
 pub struct Step {
     /// Which session.
-    #[serde(flatten)]
     pub of: Of,
     /// The position of the first token.
     pub position: u32,
@@ -155,8 +155,40 @@ pub struct Step {
     /// How long somebody waits for it yet.
     pub deadline_ms: u32,
     /// What it took so far.
-    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
     pub spent: Spent,
+}
+
+/// A step as it is written: serde would gather all fields in a map first to find those of an [`Of`] among them.
+#[derive(Serialize, Deserialize)]
+struct FlatStep {
+    session: JobId,
+    epoch: Epoch,
+    position: u32,
+    shape: Shape,
+    dtype: Dtype,
+    prefix: PrefixHash,
+    after: PrefixHash,
+    want: Want,
+    deadline_ms: u32,
+    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
+    spent: Spent,
+}
+
+impl From<FlatStep> for Step {
+    fn from(flat: FlatStep) -> Self {
+        let FlatStep { session, epoch, position, shape, dtype, prefix, after, want, deadline_ms, spent } =
+            flat;
+        let of = Of { session, epoch };
+        Self { of, position, shape, dtype, prefix, after, want, deadline_ms, spent }
+    }
+}
+
+impl From<Step> for FlatStep {
+    fn from(step: Step) -> Self {
+        let Step { of, position, shape, dtype, prefix, after, want, deadline_ms, spent } = step;
+        let Of { session, epoch } = of;
+        Self { session, epoch, position, shape, dtype, prefix, after, want, deadline_ms, spent }
+    }
 }
 
 /// What is to come of a step.
@@ -203,24 +235,50 @@ impl Spent {
 
 /// What came of a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FlatResult", into = "FlatResult")]
 pub struct StepResult {
     /// Of which session.
-    #[serde(flatten)]
     pub of: Of,
     /// The position after the step's last token, where the picked one will stand.
     pub position: u32,
     /// The token that was picked, if one was wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<u32>,
     /// How likely it was, if the session's sampling asks for that.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprob: Option<Logprob>,
     /// Rows and columns of the logits, in f32, if those were wanted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<Shape>,
     /// What the step took.
-    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
     pub spent: Spent,
+}
+
+/// A result as it is written, as [`FlatStep`] is.
+#[derive(Serialize, Deserialize)]
+struct FlatResult {
+    session: JobId,
+    epoch: Epoch,
+    position: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logprob: Option<Logprob>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    logits: Option<Shape>,
+    #[serde(default, skip_serializing_if = "Spent::is_nothing")]
+    spent: Spent,
+}
+
+impl From<FlatResult> for StepResult {
+    fn from(flat: FlatResult) -> Self {
+        let FlatResult { session, epoch, position, token, logprob, logits, spent } = flat;
+        Self { of: Of { session, epoch }, position, token, logprob, logits, spent }
+    }
+}
+
+impl From<StepResult> for FlatResult {
+    fn from(result: StepResult) -> Self {
+        let StepResult { of: Of { session, epoch }, position, token, logprob, logits, spent } = result;
+        Self { session, epoch, position, token, logprob, logits, spent }
+    }
 }
 
 /// How likely a token and its rivals were; natural logarithms of the model's own probabilities.
@@ -255,6 +313,30 @@ pub struct Heartbeat {
     pub kv_free: TokenCount,
     /// Microseconds of computing that a step of one token took lately.
     pub step_us: u32,
+    /// By which the other end can tell how far away it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
+}
+
+/// When a heartbeat was sent, and which one of the other end's was heard last: two of these tell how long the way there
+/// and back takes, as reports of RTCP do (RFC 3550, 6.4.1). Microseconds of a clock of one's own, which begins anew
+/// after an hour and a bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Now.
+    pub at_us: u32,
+    /// What was heard last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub echo: Option<Echo>,
+}
+
+/// A heartbeat that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Echo {
+    /// When it was sent, by its sender's clock.
+    pub at_us: u32,
+    /// How long ago it came.
+    pub held_us: u32,
 }
 
 /// What is not done, and why.

@@ -238,7 +238,8 @@ impl Evening {
             8..16 if self.night.nodes[n].conn.is_none() => self.connect(n),
             16..24 => self.happen(Event::Tick),
             24..26 => {
-                if let Some(job) = self.told.keys().nth(n).copied().filter(|job| self.told[job].end.is_none()) {
+                if let Some(job) = self.told.keys().nth(n).copied().filter(|job| self.told[job].end.is_none())
+                {
                     self.told.get_mut(&job).unwrap().end = Some(Err(JobError::Draining)); // nobody listens
                     self.happen(Event::Abandon { job });
                 }
