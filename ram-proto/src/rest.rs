@@ -49,6 +49,9 @@ pub struct ProviderView {
     pub withdrawn: bool,
     /// How far it is trusted: 500 for a node that nothing is known of, and no work below 250.
     pub reputation: Permille,
+    /// The memory that it lends to models which several providers hold together; absent where it lends none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lends: Option<Bytes>,
     /// Whole seconds since its last word, when asked with `?explain=1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_seconds: Option<u64>,

@@ -35,7 +35,7 @@ use super::{Coordinator, registry, send};
 /// Most groups at once: each has nodes load gigabytes.
 const GROUPS_MAX: usize = 64;
 /// Conversations that a group holds at once, and how long each may be: the longest that most ask for.
-const WORKLOAD: Workload = Workload { context: TokenCount::new(8192), slots: 4 };
+pub const PIPELINE_WORKLOAD: Workload = Workload { context: TokenCount::new(8192), slots: 4 };
 /// How long a group that nobody asks for is kept.
 const IDLE: Duration = Duration::from_secs(30 * 60);
 /// How often it is looked for a better plan, and for spares.
@@ -103,7 +103,7 @@ impl Groups {
 
 impl Pipeline {
     pub(super) fn needs(&self, layers: LayerRange) -> Bytes {
-        self.needs.needs(layers, WORKLOAD).total()
+        self.needs.needs(layers, PIPELINE_WORKLOAD).total()
     }
 
     /// What a node says of its shard.
@@ -166,8 +166,10 @@ impl Coordinator {
         let terms = Terms {
             model: model.clone(),
             layers: spec.layers(),
-            positions: TokenCount::new(WORKLOAD.context.get() * u64::from(WORKLOAD.slots)),
-            sessions: WORKLOAD.slots,
+            positions: TokenCount::new(
+                PIPELINE_WORKLOAD.context.min(spec.context()).get() * u64::from(PIPELINE_WORKLOAD.slots),
+            ),
+            sessions: PIPELINE_WORKLOAD.slots,
             objective: Objective::Latency,
             waits: Waits::default(),
         };
@@ -196,8 +198,9 @@ impl Coordinator {
             return Err(*refusal);
         }
         let needs = ModelNeeds::of(spec);
-        let nodes = self.lenders(&model, needs.needs(spec.all_layers(), WORKLOAD).total(), without, now);
-        let wish = Wish { workload: WORKLOAD, objective: Objective::Latency };
+        let nodes =
+            self.lenders(&model, needs.needs(spec.all_layers(), PIPELINE_WORKLOAD).total(), without, now);
+        let wish = Wish { workload: PIPELINE_WORKLOAD, objective: Objective::Latency };
         let plan = plan::choose(&needs, &nodes, &self.links(), &wish);
         self.groups.refused.retain(|_, (until, _)| now < *until);
         if let Err(refusal) = &plan {

@@ -43,6 +43,7 @@ pub use event::{
     ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Standing,
     Submission, TICK,
 };
+pub use groups::PIPELINE_WORKLOAD;
 pub use operator::Census;
 
 /// Longest time that a provider may take to read a prompt.

@@ -92,6 +92,7 @@ impl Coordinator {
             draining: self.registry.is_draining(id, node),
             withdrawn: self.registry.is_withdrawn(id),
             reputation: self.standings.of(id, self.ticked_at),
+            lends: node.shards.lends.map(|lends| lends.memory),
             silent_seconds: None,
             explain: None,
         }

@@ -8,13 +8,19 @@
 //! asks one question as any client would, over HTTP, and shows what became of it: the answer as it streams, who served
 //! it, what it cost and the postings behind the charge. Then it stays up for your own questions; Ctrl-C ends it.
 //!
+//! `--shards 3` gives each provider so little memory that it takes three of them to hold the model, and so they do: the
+//! question is the same. `--kill 1` kills one of them in the middle of a long answer, and shows that the answer goes on
+//! as if nothing had been (`shards`).
+//!
 //! Providers are this program once more, started in that role (`--as-provider`). They end with their parent: each reads
 //! its standard input, and that ends when the parent does, however it ended.
 
 #![expect(clippy::disallowed_methods, reason = "it shows how long things take")]
 
+mod shards;
+
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -27,8 +33,9 @@ use ram_coordinator::config::{Config, Database};
 use ram_coordinator::keys::{DEMO_KEY, KeyKind, NewKey};
 use ram_coordinator::{Running, run};
 use ram_core::id::JobId;
-use ram_core::units::{TokenCount, TokenRate, XRam};
+use ram_core::units::{Bytes, TokenCount, TokenRate, XRam};
 use ram_proto::openai::sse;
+use ram_proto::rest::PipelineView;
 use ram_proto::routes;
 use ram_provider::config::ProviderConfig;
 use serde_json::{Value, json};
@@ -54,8 +61,14 @@ struct Args {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// How many providers to start
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=32), conflicts_with = "shards")]
     providers: u8,
+    /// Split the model over so many providers, none of which has memory for all of it
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=8))]
+    shards: Option<u8>,
+    /// Kill so many providers in mid-answer, with a spare for each: a middle shard, then the last one, then the first
+    #[arg(long, requires = "shards", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=8))]
+    kill: u8,
     /// The API key of this network, 8 characters at least; a random one unless given
     #[arg(long)]
     key: Option<String>,
@@ -67,13 +80,16 @@ struct Args {
     as_provider: Option<Vec<String>>,
     #[arg(long, hide = true)]
     coordinator: Option<String>,
+    /// As a provider: lend so many bytes to models that several hold together, and serve none alone
+    #[arg(long, hide = true)]
+    lend: Option<u64>,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let (Some(role), Some(coordinator)) = (&args.as_provider, &args.coordinator) {
-        return be_provider(&role[0], Path::new(&role[1]), coordinator).await;
+        return be_provider(&role[0], Path::new(&role[1]), coordinator, args.lend.map(Bytes::new)).await;
     }
     let show = Show { json: args.json };
     let started = Instant::now();
@@ -83,13 +99,23 @@ async fn main() -> anyhow::Result<()> {
         format!("the coordinator did not start on {}; try --listen 127.0.0.1:0", args.listen)
     })?;
     let key = make_key(&coordinator, args.key).await?;
-    let providers = start_providers(args.providers, &coordinator.base_url(), folder.path())?;
-    wait_for(providers.len(), &coordinator).await?;
+    let (count, lend) = match args.shards {
+        Some(shards) => (shards + args.kill, Some(shards::memory_for(MODEL, shards)?)),
+        None => (args.providers, None),
+    };
+    let mut providers = start_providers(count, &coordinator.base_url(), folder.path(), lend)?;
+    wait_for(providers.len(), &coordinator, lend.is_some()).await?;
     show.up(&coordinator.base_url(), providers.len(), started.elapsed());
 
-    let answer = ask(&coordinator.base_url(), &key, &args.question, &show).await?;
+    let answer = ask(&coordinator.base_url(), &key, &question(&args.question), &show, &mut |_| {}).await?;
     let postings = coordinator.store.entries_of(answer.job).await?;
     show.answer(&args.question, &answer, &postings);
+    if lend.is_some() {
+        show.pipeline(&shards::pipeline(&coordinator).await?);
+    }
+    if args.kill > 0 {
+        shards::kill(args.kill, &args.question, &coordinator, &key, &mut providers, &show).await?;
+    }
     if !args.once {
         show.ready(&coordinator.base_url(), &key);
         tokio::signal::ctrl_c().await?;
@@ -100,10 +126,12 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// The provider's role: what `ram-provider run` does, until the parent is gone.
-async fn be_provider(name: &str, home: &Path, coordinator: &str) -> anyhow::Result<()> {
+async fn be_provider(name: &str, home: &Path, coordinator: &str, lend: Option<Bytes>) -> anyhow::Result<()> {
     let config = ProviderConfig {
         coordinator: coordinator.parse()?,
         name: name.parse()?,
+        memory_cap: lend,
+        shards: lend.map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         ..ProviderConfig::new(home)
     };
     let parent_gone = async {
@@ -126,13 +154,19 @@ async fn make_key(coordinator: &Running, secret: Option<String>) -> anyhow::Resu
     Ok(secret.reveal().to_owned())
 }
 
-fn start_providers(count: u8, coordinator: &str, folder: &Path) -> anyhow::Result<Vec<Child>> {
+fn start_providers(
+    count: u8,
+    coordinator: &str,
+    folder: &Path,
+    lend: Option<Bytes>,
+) -> anyhow::Result<Vec<Child>> {
     let start = |number: u8| -> anyhow::Result<Child> {
         let name = format!("provider-{number}");
         let home: PathBuf = folder.join(&name);
         let child = Command::new(std::env::current_exe()?)
             .args(["--coordinator", coordinator, "--as-provider", &name])
             .arg(home)
+            .args(lend.into_iter().flat_map(|lend| ["--lend".to_owned(), lend.get().to_string()]))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)
@@ -142,12 +176,12 @@ fn start_providers(count: u8, coordinator: &str, folder: &Path) -> anyhow::Resul
     (1..=count).map(start).collect()
 }
 
-/// Waits until `count` providers have registered.
-async fn wait_for(count: usize, coordinator: &Running) -> anyhow::Result<()> {
+/// Waits until `count` providers have registered, and lend memory if they are to.
+async fn wait_for(count: usize, coordinator: &Running, lend: bool) -> anyhow::Result<()> {
     let all_here = async {
         loop {
-            let online = coordinator.handle.ask(|core, _| core.stats().providers_online).await?;
-            if online >= count as u64 {
+            let providers = coordinator.handle.ask(|core, _| core.providers().providers).await?;
+            if providers.iter().filter(|provider| !lend || provider.lends.is_some()).count() >= count {
                 return anyhow::Ok(());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -167,22 +201,33 @@ struct Answer {
     rate: TokenRate,
 }
 
-/// Asks as any OpenAI client would: one streamed chat completion over HTTP.
-async fn ask(base_url: &str, key: &str, question: &str, show: &Show) -> anyhow::Result<Answer> {
-    let body = json!({
+/// One question.
+fn question(words: &str) -> Value {
+    json!({
         "model": MODEL,
-        "messages": [{ "role": "user", "content": question }],
+        "messages": [{ "role": "user", "content": words }],
         "temperature": 0,
         "stream": true,
         "stream_options": { "include_usage": true },
-    });
+    })
+}
+
+/// Asks as any OpenAI client would: one streamed chat completion over HTTP. `heard` is called at
+/// each piece of it, with all that there is.
+async fn ask(
+    base_url: &str,
+    key: &str,
+    body: &Value,
+    show: &Show,
+    heard: &mut dyn FnMut(&str),
+) -> anyhow::Result<Answer> {
     let started = Instant::now();
     let request = reqwest::Client::new().post(format!("{base_url}{}", routes::CHAT_COMPLETIONS));
-    let response = request.bearer_auth(key).json(&body).send().await?;
+    let response = request.bearer_auth(key).json(body).send().await?;
     ensure!(response.status().is_success(), "the coordinator answered {}", response.text().await?);
     let (mut bytes, mut events) = (response.bytes_stream(), sse::Decoder::new());
     let (mut text, mut first_token, mut last) = (String::new(), None, Value::Null);
-    show.question(question);
+    show.question(body["messages"][0]["content"].as_str().unwrap_or_default());
     while let Some(piece) = bytes.next().await {
         events.push(&piece?)?;
         while let Some(event) = events.next_event() {
@@ -197,6 +242,7 @@ async fn ask(base_url: &str, key: &str, question: &str, show: &Show) -> anyhow::
                 first_token.get_or_insert_with(|| started.elapsed());
                 show.delta(delta);
                 text.push_str(delta);
+                heard(&text);
             }
             last = chunk;
         }
@@ -273,6 +319,53 @@ impl Show {
             }
         }
         say_line("");
+    }
+
+    /// Who holds which layers.
+    fn pipeline(&self, pipeline: &PipelineView) {
+        if self.json {
+            return say_line(&json!({ "event": "pipeline", "pipeline": pipeline }).to_string());
+        }
+        say_line(&format!("  {MODEL} is held by {} providers together:", pipeline.shards.len()));
+        for shard in &pipeline.shards {
+            let name = shard.name.as_ref().map_or("?", |name| name.as_str());
+            say_line(&format!(
+                "    layers {:>3} to {:<3} {name}",
+                shard.layers.first(),
+                shard.layers.end() - 1
+            ));
+        }
+        for spare in &pipeline.spares {
+            let name = spare.name.as_ref().map_or("?", |name| name.as_str());
+            let (first, last) = (spare.layers.first(), spare.layers.end() - 1);
+            say_line(&format!("    spare      {name}, which holds layers {first} to {last}"));
+        }
+        say_line("");
+    }
+
+    /// What became of an answer in the middle of which a provider was killed.
+    fn killed(&self, killed: &shards::Killed) {
+        let shards::Killed { name, layers, after, pause, same } = killed;
+        if self.json {
+            return say_line(
+                &json!({
+                    "event": "killed",
+                    "provider": name,
+                    "layers": layers,
+                    "after_bytes": after,
+                    "longest_pause_ms": millis(*pause),
+                    "same_text": same,
+                })
+                .to_string(),
+            );
+        }
+        let verdict = if *same { "and the text is the same" } else { "AND THE TEXT IS ANOTHER" };
+        say_line(&format!(
+            "\n\n  killed        {name} with layers {} to {}, {after} bytes into the answer",
+            layers.first(),
+            layers.end() - 1
+        ));
+        say_line(&format!("  longest pause {} ms, {verdict}\n", millis(*pause)));
     }
 
     fn ready(&self, base_url: &str, key: &str) {
