@@ -166,6 +166,7 @@ pub(crate) struct Chain {
     pub(crate) now: u64,
     log: u64,
     replay: Replay,
+    room: u64,
 }
 
 /// Through bytes and back, as over a link.
@@ -187,9 +188,14 @@ impl Chain {
 
     /// With logs of so many bytes, sent again so.
     pub(crate) fn with(stages: u32, embeds: bool, log: u64, replay: Replay) -> Self {
+        Self::roomy(stages, embeds, (log, ROOM), replay)
+    }
+
+    /// With logs of so many bytes, and room for so many positions.
+    pub(crate) fn roomy(stages: u32, embeds: bool, (log, room): (u64, u64), replay: Replay) -> Self {
         let node = |number| {
             let (is_first, is_last) = (embeds && number == 1, number == stages);
-            let (room, idle) = (TokenCount::new(ROOM), Duration::from_secs(600));
+            let (room, idle) = (TokenCount::new(room), Duration::from_secs(600));
             let shards = NonZeroU16::new(stages as u16).expect("a chain has a shard");
             let (width, dtype) = (WIDTH, Dtype::F32);
             let (goes_back, log, replay) = (true, Bytes::new(log), replay);
@@ -200,7 +206,8 @@ impl Chain {
             let (from_above, from_below, calls) = Default::default();
             Node { worker, toy: Toy::new(number, is_last), from_above, from_below, computing: None, calls }
         };
-        Self { nodes: (1..=stages).map(node).collect(), to_head: VecDeque::new(), now: 0, log, replay }
+        let nodes = (1..=stages).map(node).collect();
+        Self { nodes, to_head: VecDeque::new(), now: 0, log, replay, room }
     }
 
     fn handle(&mut self, at: usize, event: Event) {
@@ -229,7 +236,8 @@ impl Chain {
 
     /// A shard dies, and an empty one takes its place: those beside it hear of that, what was on its way is lost.
     pub(crate) fn kill(&mut self, at: usize) {
-        let fresh = Self::with(self.nodes.len() as u32, true, self.log, self.replay).nodes.swap_remove(at);
+        let (count, sizes) = (self.nodes.len() as u32, (self.log, self.room));
+        let fresh = Self::roomy(count, true, sizes, self.replay).nodes.swap_remove(at);
         self.nodes[at] = fresh;
         if let Some(above) = at.checked_sub(1) {
             self.nodes[above].from_below.clear();
