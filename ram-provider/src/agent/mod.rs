@@ -235,7 +235,7 @@ impl Agent {
                 self.phase = Phase::Standing(Session { provider, epoch, stood, beat, draining: false });
                 effects.push(Effect::Note(Note::Registered { provider, epoch }));
             }
-            (Phase::Standing(_), ToProvider::Run { attempt, job }) => self.admit(*job, attempt, effects),
+            (Phase::Standing(_), ToProvider::Run { attempt, job, .. }) => self.admit(*job, attempt, effects),
             (Phase::Standing(_), ToProvider::Cancel { job, attempt }) => self.cancel(job, attempt, effects),
             (Phase::Standing(session), ToProvider::Drain) => {
                 session.draining = true;
