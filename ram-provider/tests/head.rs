@@ -46,11 +46,6 @@ impl Whole {
         Self::of(|dir| ram_infer::demo::unpack(dir).unwrap())
     }
 
-    /// A model that calls `get_weather` whenever it may.
-    fn weather() -> Self {
-        Self::of(phrases::write_weather)
-    }
-
     fn of(write: impl FnOnce(&Path)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("model");
@@ -205,8 +200,8 @@ async fn every_step_is_that_of_the_engine_over_the_whole_model() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_are_found_and_words_are_none() {
-    let whole = Whole::weather();
+async fn calls_are_told_from_words() {
+    let whole = Whole::of(phrases::write_weather);
     let group = whole.split(1, 64).await;
     let tool: ram_core::chat::tools::Tool =
         serde_json::from_value(json!({ "name": "get_weather", "parameters": { "type": "object" } })).unwrap();
@@ -223,6 +218,20 @@ async fn calls_are_found_and_words_are_none() {
     assert_eq!(ends[0], (String::new(), FinishReason::ToolCalls));
     assert_eq!(ends[1], ("It is sunny.".to_owned(), FinishReason::Stop));
     assert_eq!(ends[2], ("The capital of France is Paris, of course.".to_owned(), FinishReason::Stop));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thoughts_are_told_from_words_and_counted() {
+    let whole = Whole::of(phrases::write_thinker);
+    let group = whole.split(1, 64).await;
+    for max_tokens in [3, 32] {
+        let job = job(1, QUESTION, params(max_tokens, greedy(), &[]));
+        let steps = hear(group.head.answer(job.clone())).await;
+        assert_eq!(steps, hear(whole.worker.answer(job)).await);
+        let Some(Step::End(Outcome::Done { usage, .. })) = steps.last() else { panic!("{steps:?}") };
+        let (words, thoughts) = if max_tokens == 3 { ("", 3) } else { ("Paris it is.", 5) };
+        assert_eq!((text(&steps).as_str(), usage.reasoning.get()), (words, thoughts));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Both ways to serve use it: the network by way of the agent, and the local server directly. A model is loaded when it
-//! is first asked for, and the answer that asked waits. Of a model over several nodes the one with its first layers, the
-//! [`Head`], answers. Dropping a [`PendingAnswer`] cancels it.
+//! is first asked for, and the answer that asked waits. Of a model over several nodes the one with the first layers
+//! answers, the [`Head`]. Dropping a [`PendingAnswer`] cancels it.
 
 mod answer;
 mod head;
