@@ -6,7 +6,8 @@
 //!
 //! [`Engine`] and [`Generation`] are the two ends. Between them, without a thread or a model: `scheduler` decides who
 //! takes part in the next pass, `blocks` where keys and values lie, `prefix` which of them come again, `speculate` what
-//! may follow, and `answer` what a token says. This file is the shell around them. Promises:
+//! may follow, `answer` which token does, and `text` what it says. This file is the shell around them. [`Scribe`] and
+//! [`Script`] read prompts and write answers for whoever computes elsewhere. Promises:
 //!
 //! - *Same seed, same prompt: same text*, alone or beside strangers.
 //! - Every [`Generation`] that was handed out ends with exactly one [`Event::End`], whatever becomes of the thread.
@@ -24,7 +25,9 @@ mod fake;
 mod generation;
 mod prefix;
 mod scheduler;
+mod scribe;
 mod speculate;
+mod text;
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU16, NonZeroUsize};
@@ -35,16 +38,17 @@ use std::sync::mpsc::{Receiver, RecvError, Sender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 
 use ram_core::chat::calls::Format;
-use ram_core::chat::template::{TemplateError, TemplateOptions};
 use ram_core::chat::tools::{PromptJson, Tool};
 use ram_core::chat::{ChatMessage, PromptText};
 use ram_core::job::{Failure, GenerationParams, Outcome, TokenLogprob};
-use ram_core::units::{Bytes, Timestamp, TokenCount};
+use ram_core::units::{Bytes, TokenCount};
 
-use self::answer::{Answer, Delta};
+use self::answer::Answer;
 use self::blocks::BlockLimits;
 use self::board::Shared;
 use self::scheduler::{Effect, Scheduler, SequenceId};
+use self::scribe::Opened;
+use self::text::Delta;
 use crate::batch::{BLOCK_TOKENS, Rows, blocks_for};
 use crate::config::Architecture;
 use crate::constrain::Formats;
@@ -55,6 +59,7 @@ use crate::tokenize::Tokenizer;
 
 pub use self::generation::Generation;
 use self::generation::Reply;
+pub use self::scribe::{Scribe, Script};
 
 /// How an engine shares its model between requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,8 +220,7 @@ struct Inner {
     info: EngineInfo,
     /// Tokens whose keys and values fit, one request alone.
     kv_tokens: TokenCount,
-    tokenizer: Arc<Tokenizer>,
-    end_tokens: Arc<[u32]>,
+    scribe: Scribe,
     formats: Formats,
     shared: Arc<Shared>,
     jobs: Option<Sender<Job>>,
@@ -269,7 +273,7 @@ impl Engine {
             has_chat_template: tokenizer.has_template(),
             call_format: tokenizer.call_format(),
         };
-        let end_tokens = of.eos_token_ids.iter().copied().chain(tokenizer.end_token()).collect();
+        let end_tokens = scribe::end_tokens(of, &tokenizer);
         Self::start(model, tokenizer, end_tokens, info, config)
     }
 
@@ -294,11 +298,12 @@ impl Engine {
             .map_err(|error| InferError::Thread { kind: error.kind() })?;
         let (tokenizer, end_tokens) = (Arc::new(tokenizer), Arc::from(end_tokens));
         let formats = Formats::new(Arc::clone(&tokenizer), info.vocab_size, Arc::clone(&end_tokens));
+        let (context, vocab_size) = (info.context, info.vocab_size);
+        let scribe = Scribe { tokenizer, end_tokens, context, vocab_size };
         Ok(Self(Arc::new(Inner {
             info,
             kv_tokens,
-            tokenizer,
-            end_tokens,
+            scribe,
             formats,
             shared,
             jobs: Some(jobs),
@@ -318,31 +323,23 @@ impl Engine {
     /// # Errors
     /// [`Failure::Overloaded`] when slots and queue are taken; [`Failure::Internal`] when the thread is no more.
     pub fn submit(&self, request: Request) -> Result<Generation, Failure> {
-        let Inner { info, tokenizer, end_tokens, formats, shared, jobs, .. } = &*self.0;
+        let Inner { kv_tokens, scribe, formats, shared, jobs, .. } = &*self.0;
         let place = Shared::take_place(shared).ok_or(Failure::Overloaded)?;
         let (reply, mut generation) = generation::pair(place);
-        let Request { prompt, params } = request;
-        let calls = matches!(&prompt, Prompt::Chat(chat) if !chat.tools.is_empty());
-        let checked = encode(tokenizer, &prompt)
-            .and_then(|prompt| check(prompt, info, self.0.kv_tokens))
-            .and_then(|prompt| Ok((formats.compile(&params.format, &prompt)?, prompt)));
-        let (constraint, prompt) = match checked {
-            Ok(checked) => checked,
+        let opened = scribe.open(&request, *kv_tokens).and_then(|opened| {
+            let constraint = formats.compile(&request.params.format, &opened.prompt)?;
+            Ok((opened, constraint))
+        });
+        let (Opened { prompt, text, answer_start }, constraint) = match opened {
+            Ok(opened) => opened,
             Err(failure) => {
                 reply.end(Outcome::Failed { failure });
                 return Ok(generation);
             }
         };
-        // An answer that memory has no room for is cut as one that the context has no room for.
-        let room = info.context.min(self.0.kv_tokens).saturating_sub(TokenCount::new(prompt.len() as u64));
-        let tokens_max = params.max_tokens.min(room);
-        let mut answer =
-            Answer::new(Arc::clone(tokenizer), Arc::clone(end_tokens), &prompt, params, tokens_max);
+        let mut answer = Answer::new(text, request.params.sampling, &prompt);
         answer.hold_to(constraint);
-        if calls {
-            answer.show_marks();
-        }
-        generation.answer_start = tokenizer.answer_start(&prompt);
+        generation.answer_start = answer_start;
         let jobs = jobs.as_ref().ok_or(Failure::Internal)?;
         jobs.send(Job { prompt, answer, reply }).map_err(|_| Failure::Internal)?;
         Ok(generation)
@@ -388,49 +385,6 @@ fn block_limits<M: Rows>(model: &M, config: &EngineConfig, context: TokenCount) 
     let idle_max = config.kv_bytes_max.map_or_else(|| count(fit(IDLE_BYTES_MAX)), |_| blocks_max);
     let shares = config.prefix_reuse && !model.is_recurrent();
     BlockLimits { blocks_max, idle_max: if shares { idle_max } else { 0 } }
-}
-
-/// The tokens of a prompt.
-fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<Vec<u32>, Failure> {
-    let encoded = match prompt {
-        Prompt::Chat(Chat { messages, tools, template_kwargs }) => {
-            let options = TemplateOptions {
-                tools: tools.clone(),
-                extra: template_kwargs.as_object().clone(),
-                today: Some(now()),
-                ..TemplateOptions::default()
-            };
-            tokenizer.encode_chat(messages, &options)
-        }
-        Prompt::Text(text) => tokenizer.encode_text(text.as_str()),
-    };
-    encoded.map_err(|error| match error {
-        InferError::Template(TemplateError::ToolsUnsupported) => Failure::ToolsUnsupported,
-        _ => Failure::InvalidPrompt,
-    })
-}
-
-/// That the model can continue a prompt, and has room for a token of an answer.
-fn check(prompt: Vec<u32>, info: &EngineInfo, kv_tokens: TokenCount) -> Result<Vec<u32>, Failure> {
-    let known = |token: &u32| usize::try_from(*token).is_ok_and(|token| token < info.vocab_size);
-    if prompt.is_empty() || !prompt.iter().all(known) {
-        return Err(Failure::InvalidPrompt);
-    }
-    let tokens = TokenCount::new(prompt.len() as u64);
-    if tokens >= info.context {
-        return Err(Failure::ContextLengthExceeded { prompt: tokens, limit: info.context });
-    }
-    if tokens >= kv_tokens {
-        return Err(Failure::OutOfMemory);
-    }
-    Ok(prompt)
-}
-
-/// The date, for templates that write it into the system prompt.
-#[expect(clippy::disallowed_methods, reason = "the engine is a shell: here the clock is read")]
-fn now() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::ZERO.after(since)
 }
 
 /// The thread: serves until the last handle is gone.

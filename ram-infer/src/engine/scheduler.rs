@@ -21,9 +21,10 @@ use std::collections::{BTreeSet, VecDeque};
 use ram_core::job::{Failure, FinishReason, Outcome, Usage};
 use ram_core::units::{Bytes, TokenCount};
 
-use super::answer::{Answer, Next, Step};
+use super::answer::Answer;
 use super::blocks::{Admission, Lease, Ledger};
 use super::speculate::Drafter;
+use super::text::{Next, Step};
 use super::{Event, Limits};
 use crate::batch::{Part, Rows, Wanted};
 use crate::error::InferError;

@@ -1,6 +1,7 @@
 //! The engine's thread, and what its callers see, over a model that is made up.
 
 use super::fake::FakeModel;
+use super::text::Text;
 use super::*;
 use crate::tokenize::tests::byte_level;
 use futures::StreamExt;
@@ -8,7 +9,7 @@ use ram_core::chat::Role;
 use ram_core::chat::reasoning::Start;
 use ram_core::job::{FinishReason, Sampling, Usage};
 
-fn engine(model: FakeModel, slots: u16, queue_max: u16) -> Engine {
+pub(super) fn engine(model: FakeModel, slots: u16, queue_max: u16) -> Engine {
     engine_with(model, slots, queue_max, None)
 }
 
@@ -266,8 +267,9 @@ fn what_runs_and_waits_ends_when_the_last_handle_is_gone() {
     let mut generations = Vec::new();
     for _ in 0..2 {
         let (reply, generation) = generation::pair(Shared::take_place(&shared).unwrap());
-        let (tokenizer, params) = (Arc::new(byte_level(&[])), request("", 5, 0).params);
-        let answer = Answer::new(tokenizer, Arc::new([]), &[97], params, TokenCount::new(5));
+        let (tokenizer, tokens_max) = (Arc::new(byte_level(&[])), TokenCount::new(5));
+        let text = Text::new(tokenizer, Arc::new([]), &[], tokens_max);
+        let answer = Answer::new(text, Sampling::default(), &[97]);
         jobs.send(Job { prompt: vec![97], answer, reply }).unwrap();
         generations.push(generation);
     }

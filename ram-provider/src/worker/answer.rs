@@ -1,18 +1,17 @@
-//! One answer as it is written: thoughts told from words and calls, tokens counted, its pace measured.
+//! One answer as it is written, wherever it is computed: thoughts told from words and calls, tokens counted.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::fmt;
 
-use futures::StreamExt;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use ram_core::chat::PromptText;
-use ram_core::chat::calls::{CallFilter, Found};
+use ram_core::chat::calls::{CallFilter, Format, Found, Parallel};
 use ram_core::chat::reasoning::{ReasoningFilter, Split, Start};
-use ram_core::job::{Failure, FinishReason, Outcome, TokenLogprob};
+use ram_core::job::{Failure, FinishReason, Job, Outcome, TokenLogprob};
 use ram_core::units::TokenCount;
-use ram_infer::engine::{Event, Generation};
+use ram_infer::engine::{Chat, Event, Prompt, Request};
 
-use super::Served;
-use super::lease::Lease;
 use crate::agent::Piece;
 
 /// Most log-probabilities in one piece, each with up to 20 alternatives: as many as a full batch of the agent has.
@@ -34,21 +33,30 @@ pub enum Step {
 
 /// Where in an answer thoughts may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Thinks {
+enum Thinks {
     /// Anywhere.
     Anywhere,
     /// Before its words: these are held to a format, and a tag in them is a word.
     First,
 }
 
+/// A job, as those who write answers take it.
+pub(super) struct Asked {
+    pub(super) request: Request,
+    pub(super) listens: Listens,
+}
+
+/// What is to be heard in an answer beside its words.
+pub(super) struct Listens {
+    thinks: Thinks,
+    /// Finds the calls, where there are functions to call.
+    calls: Option<CallFilter>,
+}
+
 /// One answer as it comes. Dropping it cancels it.
-#[derive(Debug)]
 pub struct Answer {
-    generation: Generation,
-    /// Keeps the model in memory; dropped after the generation, so that nobody unloads what still writes.
-    served: Lease,
+    events: BoxStream<'static, Event>,
     splitter: Splitter,
-    pace: Pace,
     /// Pieces that go before anything else.
     pieces: VecDeque<Piece>,
     /// How it ended, while the last pieces go first.
@@ -56,19 +64,28 @@ pub struct Answer {
     ended: bool,
 }
 
+impl Asked {
+    /// Asks a model that writes calls so.
+    pub(super) fn new(job: Job, call_format: Option<Format>) -> Self {
+        let Job { id, messages, tools, chat_template_kwargs: template_kwargs, params, .. } = job;
+        let format = call_format.filter(|_| !tools.is_empty());
+        let calls = format.map(|format| CallFilter::new(format, tools.clone(), Parallel::Many, id));
+        let thinks = if params.format.is_text() { Thinks::Anywhere } else { Thinks::First };
+        let prompt = Prompt::Chat(Chat { messages, tools, template_kwargs });
+        Self { request: Request { prompt, params }, listens: Listens { thinks, calls } }
+    }
+}
+
 impl Answer {
-    /// The answer that `generation` writes; `calls` finds the calls in it, where there are functions to call.
+    /// The answer that happens in `events`, of a prompt that leaves it there.
     pub(super) fn new(
-        served: Lease,
-        generation: Generation,
-        thinks: Thinks,
-        calls: Option<CallFilter>,
+        events: impl Stream<Item = Event> + Send + 'static,
+        start: Start,
+        Listens { thinks, calls }: Listens,
     ) -> Self {
         Self {
-            splitter: Splitter::new(generation.answer_start(), thinks, calls),
-            served,
-            generation,
-            pace: Pace::default(),
+            events: events.boxed(),
+            splitter: Splitter::new(start, thinks, calls),
             pieces: VecDeque::new(),
             end: None,
             ended: false,
@@ -88,25 +105,29 @@ impl Answer {
                 self.ended = true;
                 return Some(Step::End(self.splitter.end(outcome)));
             }
-            match self.generation.next().await {
-                Some(Event::Started { prompt, .. }) => {
-                    self.pace.started(prompt);
-                    return Some(Step::Started { prompt });
-                }
+            match self.events.next().await {
+                Some(Event::Started { prompt, .. }) => return Some(Step::Started { prompt }),
                 Some(Event::Delta { text, tokens, logprobs }) => {
-                    self.pace.wrote(tokens, &self.served);
                     self.pieces
                         .extend(self.splitter.push(&text, tokens, logprobs).map(parts).unwrap_or_default());
                 }
                 Some(Event::End { outcome }) => {
-                    self.pace.ended(&self.served);
-                    self.served.log_fault(&outcome);
                     self.end = Some(outcome);
                     self.pieces.extend(self.splitter.finish().map(parts).unwrap_or_default());
                 }
                 None => self.end = Some(Outcome::Failed { failure: Failure::Internal }),
             }
         }
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("splitter", &self.splitter)
+            .field("pieces", &self.pieces)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
     }
 }
 
@@ -251,50 +272,6 @@ fn that_spell(content: &str, mut logprobs: Vec<TokenLogprob>) -> Vec<TokenLogpro
         is_part || (token.bytes.is_empty() && (from..=to).contains(&begin))
     });
     logprobs
-}
-
-/// When the stretches of one answer came.
-#[derive(Debug, Default)]
-struct Pace {
-    started: Option<(Instant, TokenCount)>,
-    first: Option<Instant>,
-    last: Option<Instant>,
-    /// Tokens after the first stretch.
-    tokens: TokenCount,
-    /// Whether another request ran beside it: then it says nothing about the machine.
-    disturbed: bool,
-}
-
-impl Pace {
-    fn started(&mut self, prompt: TokenCount) {
-        self.started = Some((now(), prompt));
-    }
-
-    fn wrote(&mut self, tokens: TokenCount, served: &Served) {
-        self.disturbed |= !served.is_alone();
-        let now = now();
-        if self.first.is_none() {
-            self.first = Some(now);
-            if let Some((started, prompt)) = self.started.filter(|_| !self.disturbed) {
-                served.model.meter().prefilled(prompt, now.saturating_duration_since(started));
-            }
-        } else {
-            self.tokens += tokens;
-        }
-        self.last = Some(now);
-    }
-
-    fn ended(&self, served: &Served) {
-        if let (Some(first), Some(last), false) = (self.first, self.last, self.disturbed) {
-            let time: Duration = last.saturating_duration_since(first);
-            served.model.meter().decoded(self.tokens, time);
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the worker is a shell: here speeds are measured")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

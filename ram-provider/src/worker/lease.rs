@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use ram_core::chat::calls::{CallFilter, Parallel};
 use ram_core::job::{Failure, Job, Outcome};
-use ram_infer::engine::{Chat, Prompt, Request};
 use tokio::time::{Instant, timeout};
 
-use super::answer::Thinks;
+use super::answer::Asked;
 use super::load::Load;
+use super::pace::Paced;
 use super::shelf::{Take, Wish};
 use super::{Answer, Served, Step, Worker};
 use crate::run::now;
@@ -94,13 +93,10 @@ impl Lease {
     pub(super) async fn answer(self, job: Job) -> Result<Answer, Failure> {
         // The lease goes along: who hangs up now must not have the model unloaded under the prompt.
         let submitted = tokio::task::spawn_blocking(move || {
-            let Job { id, messages, tools, chat_template_kwargs, params, .. } = job;
-            let format = self.engine.info().call_format.filter(|_| !tools.is_empty());
-            let calls = format.map(|format| CallFilter::new(format, tools.clone(), Parallel::Many, id));
-            let chat = Chat { messages, tools, template_kwargs: chat_template_kwargs };
-            let thinks = if params.format.is_text() { Thinks::Anywhere } else { Thinks::First };
-            let generation = self.engine.submit(Request { prompt: Prompt::Chat(chat), params })?;
-            Ok(Answer::new(self, generation, thinks, calls))
+            let Asked { request, listens } = Asked::new(job, self.engine.info().call_format);
+            let generation = self.engine.submit(request)?;
+            let start = generation.answer_start();
+            Ok(Answer::new(Paced::new(generation, self), start, listens))
         });
         submitted.await.unwrap_or(Err(Failure::Internal))
     }

@@ -1,15 +1,19 @@
 //! The models of this node, in memory or a load away, and the answers that they write.
 //!
 //! ```text
-//! Worker::answer -> Shelf (load? unload whom?) -> Lease -> Engine::submit -> Answer -> Step
+//! Worker::answer -> Shelf (load? unload whom?) -> Lease -> Engine::submit ---------> Answer -> Step
+//! Head::answer -----------------------------------------> Scribe, Member::submit ------^
 //! ```
 //!
 //! Both ways to serve use it: the network by way of the agent, and the local server directly. A model is loaded when it
-//! is first asked for, and the answer that asked waits. Dropping a [`PendingAnswer`] cancels it.
+//! is first asked for, and the answer that asked waits. Of a model over several nodes the one with the first layers
+//! answers, the [`Head`]. Dropping a [`PendingAnswer`] cancels it.
 
 mod answer;
+mod head;
 mod lease;
 mod load;
+mod pace;
 mod shelf;
 
 use std::collections::HashMap;
@@ -35,6 +39,7 @@ use crate::run::now;
 use crate::speed::SpeedMeter;
 
 pub use answer::{Answer, Step};
+pub use head::Head;
 pub use lease::PendingAnswer;
 pub use shelf::Residence;
 

@@ -41,6 +41,13 @@ pub(crate) fn write_weather(dir: &Path) {
     write(dir, TEMPLATE, &DIALOGUES);
 }
 
+/// Writes a model that thinks before it answers.
+pub(crate) fn write_thinker(dir: &Path) {
+    let dialogue =
+        ["<|plain|>", "<think>", "It is the capital ", "of France.", "</think>", "\n\n", "Paris", " it is."];
+    write(dir, TEMPLATE, &[&dialogue]);
+}
+
 /// Writes a model whose answers are long beyond what a network's buffers hold: a few tokens, each a page. With
 /// log-probabilities, which spell each byte, one answer is 5 MB on the wire.
 pub(crate) fn write_pages(dir: &Path) {

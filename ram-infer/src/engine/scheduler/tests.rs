@@ -5,12 +5,13 @@ use std::num::{NonZeroU16, NonZeroUsize};
 use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
-use ram_core::job::{GenerationParams, Sampling};
+use ram_core::job::Sampling;
 
 use super::*;
 use crate::batch::BLOCK_TOKENS;
 use crate::engine::blocks::BlockLimits;
 use crate::engine::fake::FakeModel;
+use crate::engine::text::Text;
 use crate::tokenize::Tokenizer;
 use crate::tokenize::tests::byte_level;
 
@@ -33,8 +34,8 @@ fn clever(slots: u16) -> Limits {
 
 fn answer(prompt: &[u32], tokens_max: u64, sampling: Sampling) -> Answer {
     let tokens_max = TokenCount::new(tokens_max);
-    let params = GenerationParams::new(tokens_max, sampling);
-    Answer::new(Arc::clone(&TOKENIZER), Arc::new([]), prompt, params, tokens_max)
+    let text = Text::new(Arc::clone(&TOKENIZER), Arc::new([]), &[], tokens_max);
+    Answer::new(text, sampling, prompt)
 }
 
 fn submit<M: Rows>(scheduler: &mut Scheduler<'_, M>, id: u64, prompt: &[u32], tokens_max: u64) {
