@@ -286,7 +286,10 @@ async fn who_leaves_is_missed_by_its_neighbours_and_takes_up_a_later_epoch() {
         let mut missed = Vec::new();
         while missed.len() < 2 {
             let Some((place, report)) = group.reports.recv().await else { panic!() };
-            assert!(matches!(report, Report::Lost(epoch, _) if epoch == group.epoch && place != 1), "{report:?}");
+            assert!(
+                matches!(report, Report::Lost(epoch, _) if epoch == group.epoch && place != 1),
+                "{report:?}"
+            );
             missed.push(place);
         }
         group.join();

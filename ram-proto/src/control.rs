@@ -467,6 +467,7 @@ impl Message for ToCoordinator {
         "shard_failed",
         "shard_linked",
         "shard_lost",
+        "shard_report",
         "unsupported",
     ];
     const BYTES_MAX: usize = TO_COORDINATOR_BYTES_MAX;

@@ -44,8 +44,11 @@ fn busy(now: Timestamp) -> (Agent, Vec<Ticket>) {
     let provider = "p_00000000000000000000000000000000".parse().expect("an id");
     let registered =
         ToProvider::Registered { provider, epoch: Epoch::new(1), heartbeat_ms: 10_000, capabilities };
-    let runs = (0..RUNS)
-        .map(|number| ToProvider::Run { attempt: Attempt::FIRST, job: Box::new(job(number.into())), group: None });
+    let runs = (0..RUNS).map(|number| ToProvider::Run {
+        attempt: Attempt::FIRST,
+        job: Box::new(job(number.into())),
+        group: None,
+    });
     agent.handle(Event::Wake, now, &mut effects);
     agent.handle(Event::LinkUp, now, &mut effects);
     for message in [challenge, registered].into_iter().chain(runs) {
