@@ -52,7 +52,7 @@ pub async fn run(config: ProviderConfig, shutdown: impl Future<Output = ()>) -> 
         worker = off_thread(move || load(&config, &hardware)) => worker,
     };
     let worker = worker.inspect_err(|error| start.teller.not_started(error, now()))?;
-    let groups = start.open_groups(&worker).await;
+    let groups = open_groups(&start.config, &start.identity, &worker).await;
     let groups = groups.inspect_err(|error| start.teller.not_started(error, now()))?;
     let node = off_thread(move || start.into_node(worker, groups)).await?;
     node.serve(shutdown.as_mut()).await;
@@ -64,6 +64,18 @@ async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ProviderError> + Send + 'static,
 ) -> Result<T, ProviderError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ProviderError::LoadPanicked)?
+}
+
+/// Opens the door to shards, if the node is to hold some.
+async fn open_groups(
+    config: &ProviderConfig,
+    identity: &NodeIdentity,
+    worker: &Worker,
+) -> Result<Option<OpenGroups>, ProviderError> {
+    let Some(address) = config.shards else { return Ok(None) };
+    let rate = off_thread(|| Ok(reading::rate())).await?;
+    info!(weights_per_s = rate.get(), "reads its memory");
+    Groups::open(config, address, identity, worker, rate).await.map(Some)
 }
 
 /// Finds the models of the configuration and loads those to be preloaded.
@@ -118,14 +130,6 @@ impl Start {
         let hardware = hardware::probe()?;
         let teller = Teller::new(&config, &identity, &hardware, now());
         Ok(Self { config, identity, hardware, teller, lock })
-    }
-
-    /// Opens the door to shards, if the node is to hold some.
-    async fn open_groups(&self, worker: &Worker) -> Result<Option<OpenGroups>, ProviderError> {
-        let Some(address) = self.config.shards else { return Ok(None) };
-        let rate = off_thread(|| Ok(reading::rate())).await?;
-        info!(weights_per_s = rate.get(), "reads its memory");
-        Groups::open(&self.config, address, &self.identity, worker, rate).await.map(Some)
     }
 
     /// The node, now that its models are there.
