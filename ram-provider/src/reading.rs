@@ -18,13 +18,16 @@ use ram_core::units::ByteRate;
 const MEASURED_FOR: Duration = Duration::from_millis(40);
 /// Numbers of the buffer: 96 MiB.
 const NUMBERS: usize = 12 << 20;
+/// Numbers of the smallest page of memory that systems have.
+const PAGE: usize = 512;
 /// Numbers between two looks at the clock: 64 KiB, which take microseconds.
 const AT_ONCE: usize = 8 << 10;
 
 /// Measures it. Takes a tenth of a second and all processors: not for an async task.
 pub(crate) fn rate() -> ByteRate {
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let buffer = vec![1_u64; NUMBERS];
+    let mut buffer = vec![0_u64; NUMBERS];
+    buffer.iter_mut().step_by(PAGE).for_each(|number| *number = 1); // a page never written to is no memory of its own
     let parts: Vec<&[u64]> = buffer.chunks(NUMBERS.div_ceil(threads)).collect();
     let start = &Barrier::new(parts.len());
     let rates = thread::scope(|scope| {

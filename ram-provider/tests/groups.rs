@@ -101,12 +101,17 @@ impl Node {
     async fn load(&mut self, load: LoadShard) -> Result<ShardReady, ShardFailure> {
         let (group, layers) = (load.group, load.layers);
         self.say(ToProvider::LoadShard(load)).await;
-        match self.hear().await {
-            ToCoordinator::ShardReady(ready) if (ready.group, ready.layers) == (group, layers) => Ok(ready),
-            ToCoordinator::ShardFailed(failed) if (failed.group, failed.layers) == (group, layers) => {
-                Err(failed.failure)
+        loop {
+            match self.hear().await {
+                ToCoordinator::ShardReady(ready) if (ready.group, ready.layers) == (group, layers) => {
+                    return Ok(ready);
+                }
+                ToCoordinator::ShardFailed(failed) if (failed.group, failed.layers) == (group, layers) => {
+                    return Err(failed.failure);
+                }
+                ToCoordinator::ShardReady(_) => {} // said before it was called off
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
     }
 
@@ -314,6 +319,27 @@ async fn a_cap_is_kept_and_what_is_let_go_is_lent_again() {
             tries += 1; // Its memory is free when its thread has ended.
             assert!(tries < 10_000);
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_is_called_off_leaves_nothing_behind() {
+    soon(async {
+        let mut node = Node::lender().await;
+        node.say(ToProvider::LoadShard(order(0))).await;
+        node.say(ToProvider::UnloadShard(UnloadShard { group: GROUP, layers: None })).await;
+        let ready = node.load(order(1)).await.unwrap();
+        let link = link(1, &[&node], &[ShardReady { layers: split()[0], ..ready }]);
+        node.say(ToProvider::LinkShard(link)).await;
+        let told = ShardFailed { group: GROUP, layers: split()[0], failure: ShardFailure::Internal };
+        assert_eq!(node.hear().await, ToCoordinator::ShardFailed(told), "it is not held");
+        let other = LoadShard { group: GroupId::from_bits(8), ..order(1) };
+        assert_eq!(
+            node.load(other).await,
+            Err(ShardFailure::Busy),
+            "a caller could not tell these from those"
+        );
     })
     .await;
 }

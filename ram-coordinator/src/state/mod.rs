@@ -549,10 +549,7 @@ impl Coordinator {
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         });
         node.running.insert(job);
-        effects.push(send(
-            node.conn,
-            ToProvider::Run { attempt, job: Box::new(record.job.clone()), group: None },
-        ));
+        effects.push(send(node.conn, ToProvider::Run { attempt, job: Box::new(record.job.clone()), group: None }));
         let model = record.job.model.clone();
         self.jobs.unqueue(&model, job);
     }

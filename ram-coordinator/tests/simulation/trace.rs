@@ -96,9 +96,7 @@ impl fmt::Display for Down<'_> {
             ToProvider::Challenge { .. } => f.write_str("challenge"),
             ToProvider::Registered { epoch, .. } => write!(f, "registered, session {}", epoch.get()),
             ToProvider::Rejected { reason, .. } => write!(f, "rejected: {reason:?}"),
-            ToProvider::Run { attempt, job, .. } => {
-                write!(f, "run job {} try {}", job.id.bits(), attempt.get())
-            }
+            ToProvider::Run { attempt, job, .. } => write!(f, "run job {} try {}", job.id.bits(), attempt.get()),
             ToProvider::Cancel { job, attempt } => {
                 write!(f, "cancel job {} try {}", job.bits(), attempt.get())
             }
