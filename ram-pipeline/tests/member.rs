@@ -104,7 +104,7 @@ impl Group {
             }
         });
         let (address, accepts) = self.listen(&identity, member.clone()).await;
-        Node { member, peer: Peer { node: identity.public(), address, layers }, accepts }
+        Node { member, peer: Peer { node: identity.public(), addresses: address.into(), layers }, accepts }
     }
 
     /// Takes links, greets whoever made them, and hands them to the member.
@@ -147,7 +147,7 @@ impl Group {
     /// Has all make their links in another epoch.
     fn join(&mut self) {
         self.epoch = self.epoch.next();
-        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer).collect();
+        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         for (place, node) in self.nodes.iter().enumerate() {
             node.member.join(Chain { epoch: self.epoch, peers: peers.clone(), place });
         }
@@ -182,23 +182,28 @@ impl Group {
     }
 }
 
+fn address(peer: &Peer) -> SocketAddr {
+    peer.addresses.iter().next().unwrap().parse().unwrap()
+}
+
 fn dialer(kind: Kind, doors: &Doors, identity: &Arc<Identity>) -> Dialer {
     let (doors, identity) = (doors.clone(), identity.clone());
     Arc::new(move |peer: &Peer| {
-        let (doors, identity, peer) = (doors.clone(), identity.clone(), *peer);
+        let (doors, identity, peer) = (doors.clone(), identity.clone(), peer.clone());
+        let address = address(&peer);
         Box::pin(async move {
             let link: Box<dyn Link> = match kind {
                 Kind::Memory => {
                     let (here, there, _) = memory::pair(Wire::default(), Wire::default());
-                    let door = doors.lock().unwrap().get(&peer.address).cloned();
+                    let door = doors.lock().unwrap().get(&address).cloned();
                     let is_open = door.is_some_and(|door| door.send(Box::new(there)).is_ok());
                     if !is_open {
                         return Err(LinkError::Closed);
                     }
                     Box::new(here)
                 }
-                Kind::Tcp => Box::new(tcp::dial(peer.address).await?),
-                Kind::Tls => Box::new(tls::dial(&identity, tcp::dial(peer.address).await?, peer.node).await?),
+                Kind::Tcp => Box::new(tcp::dial(address).await?),
+                Kind::Tls => Box::new(tls::dial(&identity, tcp::dial(address).await?, peer.node).await?),
             };
             Ok(link)
         })
@@ -268,6 +273,36 @@ async fn answers_go_on_when_a_shard_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_is_missed_by_its_neighbours_and_takes_up_a_later_epoch() {
+    soon(async {
+        let mut group = Group::new(Kind::Tcp, 3).await;
+        let (prompt, mut words) = group.submit(1);
+        assert!(matches!(words.recv().await, Some(Word::Token { .. })));
+        let mut linked = 0;
+        while linked < 3 {
+            linked += usize::from(matches!(group.reports.recv().await, Some((_, Report::Linked(_)))));
+        }
+        group.nodes[1].member.leave();
+        let mut missed = Vec::new();
+        while missed.len() < 2 {
+            let Some((place, report)) = group.reports.recv().await else { panic!() };
+            assert!(
+                matches!(report, Report::Lost(epoch, _) if epoch == group.epoch && place != 1),
+                "{report:?}"
+            );
+            missed.push(place);
+        }
+        group.join();
+        let (more, end) = rest(&mut words).await;
+        assert_eq!((&more[..], end), (&whole(3, &prompt, COUNT)[COUNT - more.len()..], End::Length));
+        while group.nodes[1].member.status().kv_free != TokenCount::new(ROOM) {
+            tokio::task::yield_now().await; // Its next heartbeat says so: the answer is over.
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_drops_the_words_frees_the_room() {
     soon(async {
         let group = Group::new(Kind::Memory, 2).await;
@@ -284,7 +319,8 @@ async fn whoever_is_not_of_the_chain_is_refused() {
     soon(async {
         let mut group = Group::new(Kind::Tls, 3).await;
         while !matches!(group.reports.recv().await, Some((0, Report::Linked(_)))) {}
-        let Peer { address, node, layers } = group.nodes[1].peer;
+        let (address, Peer { node, layers, .. }) =
+            (address(&group.nodes[1].peer), group.nodes[1].peer.clone());
         let good = Hello {
             version: VERSION,
             model: MODEL,

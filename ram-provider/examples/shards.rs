@@ -127,14 +127,14 @@ impl Group {
             LoadOptions { numerics: Numerics::Int8, shard, threads, ..LoadOptions::new(Device::Cpu) };
         let stage = ModelStage::new(Model::load_with(&self.dir, &options)?, Bytes::from_gib(1), 4);
         let member = shards.hold(MODEL, stage, stages, self.reporter.clone());
-        let peer = Peer { node: shards.node(), address: shards.address(), layers };
+        let peer = Peer { node: shards.node(), addresses: shards.address().into(), layers };
         Ok(Node { shards, member, peer })
     }
 
     /// Links all members in another epoch, and waits until they are.
     async fn join(&mut self) -> Result<(), Fault> {
         self.epoch = self.epoch.next();
-        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer).collect();
+        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         for (place, node) in self.nodes.iter().enumerate() {
             if !node.shards.link(MODEL, Chain { epoch: self.epoch, peers: peers.clone(), place }) {
                 return Err("a shard that was made is not held".into());

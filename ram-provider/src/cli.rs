@@ -11,7 +11,7 @@ use ram_infer::kv::KvDtype;
 use tracing::warn;
 
 use crate::config::{
-    self, CoordinatorUrl, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
+    self, CoordinatorUrl, DialAddress, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
 };
 use crate::doctor::{Colours, Patient};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
@@ -59,6 +59,8 @@ pub enum Command {
 pub struct RunArgs {
     #[command(flatten)]
     network: NetworkArgs,
+    #[command(flatten)]
+    shards: ShardArgs,
     /// The node's name on the network; by default the host's.
     #[arg(long, env = "RAM_NAME")]
     name: Option<NodeName>,
@@ -125,6 +127,20 @@ struct NetworkArgs {
 }
 
 #[derive(Debug, Args)]
+struct ShardArgs {
+    /// Hold layers of models that are too large for one machine, together with other nodes, and listen there for them.
+    ///
+    /// Off unless set. The address must be within reach of the other nodes; links are encrypted, and only nodes that the
+    /// coordinator names are let in.
+    #[arg(long = "shards", value_name = "ADDRESS:PORT", env = "RAM_SHARDS")]
+    listen: Option<SocketAddr>,
+    /// Where other nodes can dial this one, best first; may be repeated. By default where it listens, or this machine's
+    /// own addresses.
+    #[arg(long = "shards-at", value_name = "HOST:PORT", env = "RAM_SHARDS_AT", value_delimiter = ',')]
+    at: Option<Vec<DialAddress>>,
+}
+
+#[derive(Debug, Args)]
 struct HomeArgs {
     /// The node's folder, with its keys and config.json; by default ~/.ram-aggregator.
     #[arg(long, value_name = "FOLDER", env = "RAM_HOME")]
@@ -165,8 +181,14 @@ impl Cli {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<ExitCode, ProviderError> {
         match self.command {
-            Command::Run(RunArgs { network, name, wallet, common }) => {
-                let given = Settings { name, wallet, ..network.settings() };
+            Command::Run(RunArgs {
+                network,
+                shards: ShardArgs { listen: shards, at: shards_at },
+                name,
+                wallet,
+                common,
+            }) => {
+                let given = Settings { name, wallet, shards, shards_at, ..network.settings() };
                 if let Some(config) = common.load(given)? {
                     run(config, shutdown).await?;
                 }
@@ -288,6 +310,10 @@ mod tests {
             "24GiB",
             "--slots",
             "2",
+            "--shards",
+            "0.0.0.0:7070",
+            "--shards-at",
+            "studio.example:7070,10.0.0.2:7070",
             "--home",
             "/x",
         ];
@@ -298,6 +324,7 @@ mod tests {
             ("studio", wallet)
         );
         assert_eq!(args.common.models.unwrap().len(), 2);
+        assert_eq!((args.shards.listen.unwrap().port(), args.shards.at.unwrap().len()), (7070, 2));
         assert_eq!(args.common.memory_cap.unwrap().0, ram_core::units::Bytes::from_gib(24));
     }
 
@@ -312,5 +339,7 @@ mod tests {
         check("--slots", "0", "1 to 256");
         check("--coordinator", "ram.example", "wss://");
         check("--model", "../x", "a model id is");
+        check("--shards", "7070", "socket address");
+        check("--shards-at", "studio", "HOST:PORT");
     }
 }

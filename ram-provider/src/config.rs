@@ -10,14 +10,19 @@
 //!   "memory_cap": "24GiB",
 //!   "slots": 4,
 //!   "kv_cache": "bf16",
-//!   "prevent_sleep": false
+//!   "prevent_sleep": false,
+//!   "shards": "0.0.0.0:7070",
+//!   "shards_at": ["studio.example:7070"]
 //! }
 //! ```
 //!
 //! A field that nobody here has heard of is told as a warning and left alone, so that the file can be shared with newer
 //! software; a field with a wrong value is an error that names it. Start at [`ProviderConfig::load`].
 
+mod shards;
+
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -26,11 +31,15 @@ use ram_core::id::{ModelId, NodeName, WalletAddress};
 use ram_core::provider::OFFERS_MAX;
 use ram_core::units::Bytes;
 use ram_infer::kv::KvDtype;
+use ram_proto::control::shard::ADDRESSES_MAX;
 use ram_proto::routes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio_tungstenite::tungstenite::http::Uri;
+
+pub(crate) use shards::addresses;
+pub use shards::{DialAddress, DialAddressError};
 
 /// The configuration's file, in the node's folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -70,6 +79,10 @@ pub struct ProviderConfig {
     pub kv_cache: KvDtype,
     /// Whether the machine is kept awake while the node runs.
     pub prevent_sleep: bool,
+    /// Where it listens for other nodes that hold a model with it; `None` lends nothing to them.
+    pub shards: Option<SocketAddr>,
+    /// Where these can dial it, best first; none is where it listens.
+    pub shards_at: Vec<DialAddress>,
 }
 
 impl ProviderConfig {
@@ -90,6 +103,9 @@ impl ProviderConfig {
         let config = overrides.or(settings).resolve(home);
         if config.models.len() > OFFERS_MAX {
             return Err(ConfigError::TooManyModels { given: config.models.len() });
+        }
+        if config.shards_at.len() > ADDRESSES_MAX {
+            return Err(ConfigError::TooManyAddresses { given: config.shards_at.len() });
         }
         Ok(Loaded { config, file, unknown_fields })
     }
@@ -115,6 +131,8 @@ impl ProviderConfig {
             slots: Some(Slots(self.slots)),
             kv_cache: Some(self.kv_cache),
             prevent_sleep: Some(self.prevent_sleep),
+            shards: self.shards,
+            shards_at: Some(self.shards_at.clone()),
         };
         serde_json::to_value(settings).expect("settings are plain data")
     }
@@ -152,6 +170,10 @@ pub struct Settings {
     pub kv_cache: Option<KvDtype>,
     /// Whether to keep the machine awake.
     pub prevent_sleep: Option<bool>,
+    /// Where to listen for other nodes.
+    pub shards: Option<SocketAddr>,
+    /// Where these can dial it.
+    pub shards_at: Option<Vec<DialAddress>>,
 }
 
 impl Settings {
@@ -190,6 +212,8 @@ impl Settings {
             slots: take(&mut fields, "slots")?,
             kv_cache: take(&mut fields, "kv_cache")?,
             prevent_sleep: take(&mut fields, "prevent_sleep")?,
+            shards: take(&mut fields, "shards")?,
+            shards_at: take(&mut fields, "shards_at")?,
         };
         Ok((settings, fields.into_iter().map(|(name, _)| name).collect()))
     }
@@ -207,6 +231,8 @@ impl Settings {
             slots: self.slots.or(below.slots),
             kv_cache: self.kv_cache.or(below.kv_cache),
             prevent_sleep: self.prevent_sleep.or(below.prevent_sleep),
+            shards: self.shards.or(below.shards),
+            shards_at: self.shards_at.or(below.shards_at),
         }
     }
 
@@ -226,6 +252,8 @@ impl Settings {
             slots: self.slots.map_or(DEFAULT_SLOTS, |slots| slots.0),
             kv_cache: self.kv_cache.unwrap_or_default(),
             prevent_sleep: self.prevent_sleep.unwrap_or(false),
+            shards: self.shards,
+            shards_at: self.shards_at.unwrap_or_default(),
         }
     }
 }
@@ -271,6 +299,12 @@ pub enum ConfigError {
     /// More models than a provider may offer.
     #[error("{given} models are configured; a provider offers at most {OFFERS_MAX}")]
     TooManyModels {
+        /// How many.
+        given: usize,
+    },
+    /// More addresses than others are told.
+    #[error("{given} addresses for shards are configured; others are told at most {ADDRESSES_MAX}")]
+    TooManyAddresses {
         /// How many.
         given: usize,
     },
@@ -650,7 +684,8 @@ mod tests {
             "coordinator": "ws://10.0.0.2:9/ws/provider", "name": "studio",
             "wallet": "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
             "models": ["ram-demo", {"model": "a/b", "path": "/models/b"}, "c=/models/c"],
-            "memory_cap": "1.5GiB", "slots": 3, "kv_cache": "int8", "preload": "ram-demo,a/b", "prevent_sleep": true
+            "memory_cap": "1.5GiB", "slots": 3, "kv_cache": "int8", "preload": "ram-demo,a/b", "prevent_sleep": true,
+            "shards": "[::]:7070", "shards_at": ["studio.example:7070"]
         }"#;
         let config = load(text).unwrap().config;
         assert_eq!(config.memory_cap, Some(Bytes::from_mib(1536)));
@@ -687,6 +722,8 @@ mod tests {
         check(r#"{"preload": "../x"}"#, &["`preload`", "`first`, `all`, `none`"]);
         check(r#"{"kv_cache": "int4"}"#, &["`kv_cache`", "bf16"]);
         check(r#"{"prevent_sleep": "yes"}"#, &["`prevent_sleep`", "a boolean"]);
+        check(r#"{"shards": "7070"}"#, &["`shards`", "socket address"]);
+        check(r#"{"shards_at": ["studio"]}"#, &["`shards_at`", "HOST:PORT"]);
         let many: Vec<String> = (0..=OFFERS_MAX).map(|n| format!("m{n}")).collect();
         let error = load(&serde_json::json!({ "models": many }).to_string()).unwrap_err();
         assert_eq!(error, ConfigError::TooManyModels { given: OFFERS_MAX + 1 });

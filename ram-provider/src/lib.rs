@@ -5,7 +5,8 @@
 //! | [`agent`] | what the node says and does, decided without a socket, a clock or a thread |
 //! | [`link`] | the socket to the coordinator |
 //! | [`worker`] | the models, in memory or a load away, and the answers that they write |
-//! | [`shards`] | the shards that this node holds for others' groups, and the links to them |
+//! | [`shards`] | the door to the shards that this node holds for groups, and the links to others' |
+//! | `groups` | what it holds: layers found or fetched, loaded, linked, let go, as the coordinator orders |
 //! | [`stage`] | a run of a model's layers, as a stage of a pipeline |
 //! | [`local`] | OpenAI's API on this machine, without a network |
 //! | [`config`] | what an operator can set, and where it comes from |
@@ -47,10 +48,12 @@ pub mod status;
 pub mod worker;
 
 mod error;
+mod groups;
 mod inventory;
 mod lock;
 mod models;
 mod plain;
+mod reading;
 mod run;
 mod speed;
 

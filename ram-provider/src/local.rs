@@ -144,6 +144,7 @@ impl LocalServer {
         let not_taken = |source| ProviderError::Listen { address: local.listen, source };
         let listener = TcpListener::bind(local.listen).await.map_err(not_taken)?;
         let address = listener.local_addr().map_err(not_taken)?;
+        let config = ProviderConfig { shards: None, ..config }; // a server for this machine lends nothing to others
         let loading = tokio::task::spawn_blocking(move || run::load(&config, &hardware::probe()?));
         let worker = loading.await.map_err(|_| ProviderError::LoadPanicked)??;
         let LocalConfig { api_key, limits, .. } = local;

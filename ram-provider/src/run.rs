@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ram_core::job::Job;
+use ram_core::job::{Failure, Outcome};
 use ram_core::provider::{Hardware, ProviderSpec};
 use ram_core::units::Timestamp;
 use ram_crypto::identity::NodeIdentity;
@@ -14,13 +14,14 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tracing::{info, warn};
 
 use crate::ProviderError;
-use crate::agent::{Agent, AgentConfig, Effect, Event, Ticket};
+use crate::agent::{Agent, AgentConfig, Effect, Event, ShardWord, Ticket};
 use crate::config::{CoordinatorUrl, ProviderConfig};
-use crate::hardware;
+use crate::groups::Groups;
 use crate::link::{Heard, Link};
 use crate::lock::HomeLock;
 use crate::status::Teller;
-use crate::worker::{self, Step, Worker};
+use crate::worker::{self, PendingAnswer, Step, Worker};
+use crate::{hardware, reading};
 
 /// Events of answers that may wait for the agent; then the answers wait, and after them the engines' own queues fill.
 const INBOX_MAX: usize = 1024;
@@ -51,7 +52,9 @@ pub async fn run(config: ProviderConfig, shutdown: impl Future<Output = ()>) -> 
         worker = off_thread(move || load(&config, &hardware)) => worker,
     };
     let worker = worker.inspect_err(|error| start.teller.not_started(error, now()))?;
-    let node = off_thread(move || start.into_node(worker)).await?;
+    let groups = open_groups(&start.config, &start.identity, &worker).await;
+    let groups = groups.inspect_err(|error| start.teller.not_started(error, now()))?;
+    let node = off_thread(move || start.into_node(worker, groups)).await?;
     node.serve(shutdown.as_mut()).await;
     Ok(())
 }
@@ -61,6 +64,18 @@ async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ProviderError> + Send + 'static,
 ) -> Result<T, ProviderError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ProviderError::LoadPanicked)?
+}
+
+/// Opens the door to shards, if the node is to hold some.
+async fn open_groups(
+    config: &ProviderConfig,
+    identity: &NodeIdentity,
+    worker: &Worker,
+) -> Result<Option<OpenGroups>, ProviderError> {
+    let Some(address) = config.shards else { return Ok(None) };
+    let rate = off_thread(|| Ok(reading::rate())).await?;
+    info!(weights_per_s = rate.get(), "reads its memory");
+    Groups::open(config, address, identity, worker, rate).await.map(Some)
 }
 
 /// Finds the models of the configuration and loads those to be preloaded.
@@ -84,14 +99,21 @@ struct Node {
     agent: Agent,
     shell: Shell,
     inbox: mpsc::Receiver<Event>,
+    /// What is to be said of shards.
+    words: mpsc::UnboundedReceiver<ShardWord>,
     teller: Teller,
     _lock: HomeLock,
 }
+
+/// What a node holds for groups, and what is to be said of it.
+type OpenGroups = (Groups, mpsc::UnboundedReceiver<ShardWord>);
 
 /// All that acts.
 struct Shell {
     coordinator: CoordinatorUrl,
     worker: Worker,
+    /// If the node lends anything.
+    groups: Option<Groups>,
     link: Option<Link>,
     /// The link before, while its last words leave.
     closing: Option<JoinHandle<()>>,
@@ -111,7 +133,7 @@ impl Start {
     }
 
     /// The node, now that its models are there.
-    fn into_node(self, worker: Worker) -> Result<Node, ProviderError> {
+    fn into_node(self, worker: Worker, groups: Option<OpenGroups>) -> Result<Node, ProviderError> {
         let Self { config, identity, hardware, mut teller, lock } = self;
         if config.prevent_sleep {
             teller.prevent_sleep();
@@ -137,9 +159,12 @@ impl Start {
         };
         info!(fingerprint = %identity.fingerprint(), coordinator = %config.coordinator, "ready");
         let (events, inbox) = mpsc::channel(INBOX_MAX);
+        let (groups, words) = groups.unzip();
+        let words = words.unwrap_or_else(|| mpsc::unbounded_channel().1);
         let shell = Shell {
             coordinator: config.coordinator,
             worker,
+            groups,
             link: None,
             closing: None,
             answers: HashMap::new(),
@@ -147,7 +172,7 @@ impl Start {
             is_done: false,
         };
         let agent = Agent::new(agent_config, Arc::new(identity));
-        Ok(Node { agent, shell, inbox, teller, _lock: lock })
+        Ok(Node { agent, shell, inbox, words, teller, _lock: lock })
     }
 }
 
@@ -161,11 +186,13 @@ impl Node {
         if hardware::TELLS_HEAT {
             tokio::spawn(watch_heat(self.shell.events.clone()));
         }
+        self.report_shards(&mut effects);
         while !self.shell.is_done {
             let sleep = self.agent.wake_at().map(|at| at.since(now()));
             let event = tokio::select! {
                 heard = self.shell.heard() => self.event_of(heard),
                 Some(event) = self.inbox.recv() => event,
+                Some(word) = self.words.recv() => Event::Shard(word),
                 Ok(()) = changes.changed() => self.offers(),
                 _ = look.tick() => self.offers(),
                 () = tokio::time::sleep(sleep.unwrap_or_default()), if sleep.is_some() => Event::Wake,
@@ -177,7 +204,11 @@ impl Node {
             if let Event::Ended { ticket, .. } = event {
                 self.shell.answers.remove(&ticket);
             }
+            let of_shards = matches!(event, Event::Shard(_) | Event::Offers { .. });
             self.handle(event, &mut effects);
+            if of_shards {
+                self.report_shards(&mut effects);
+            }
         }
         self.shell.leave().await;
         self.teller.finish().await;
@@ -193,6 +224,13 @@ impl Node {
         }
         if news {
             self.teller.tell(&self.agent, &self.shell.worker, now());
+        }
+    }
+
+    /// Hands the agent the newest report, which it tells when it is time.
+    fn report_shards(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(report) = self.shell.groups.as_ref().map(Groups::report) {
+            self.handle(Event::ShardReport(report), effects);
         }
     }
 
@@ -232,9 +270,18 @@ impl Shell {
                 }
             }
             Effect::CloseLink => self.closing = self.link.take().map(Link::close),
-            Effect::Generate { ticket, job } => {
-                let task = tokio::spawn(answer(self.worker.clone(), ticket, job, self.events.clone()));
+            Effect::Generate { ticket, job, group } => {
+                let begun = match group {
+                    None => Some(self.worker.answer(job)),
+                    Some(group) => self.groups.as_ref().and_then(|groups| groups.answer(group, job)),
+                };
+                let task = tokio::spawn(answer(begun, ticket, self.events.clone()));
                 self.answers.insert(ticket, task.abort_handle());
+            }
+            Effect::Shard(order) => {
+                if let Some(groups) = &self.groups {
+                    groups.perform(order);
+                }
             }
             Effect::CancelGeneration(ticket) => {
                 if let Some(answer) = self.answers.remove(&ticket) {
@@ -257,9 +304,13 @@ impl Shell {
     }
 }
 
-/// Runs one job and tells the agent of it; ends early when aborted.
-async fn answer(worker: Worker, ticket: Ticket, job: Job, events: mpsc::Sender<Event>) {
-    let mut answer = worker.answer(job);
+/// Tells the agent of an answer, or that nothing here answers; ends early when aborted.
+async fn answer(begun: Option<PendingAnswer>, ticket: Ticket, events: mpsc::Sender<Event>) {
+    let Some(mut answer) = begun else {
+        let outcome = Outcome::Failed { failure: Failure::ModelUnavailable };
+        let _ = events.send(Event::Ended { ticket, outcome }).await; // without a listener the node is gone
+        return;
+    };
     while let Some(step) = answer.next().await {
         let event = match step {
             Step::Started { prompt } => Event::Started { ticket, prompt },

@@ -21,12 +21,13 @@ use ram_core::units::Bytes;
 use ram_crypto::identity::NodeIdentity;
 use ram_infer::device::Device;
 use ram_pipeline::link::tls::{self, Door, Identity};
-use ram_pipeline::link::{Link, greet, tcp};
+use ram_pipeline::link::{Link, LinkError, greet, tcp};
 use ram_pipeline::member::{Chain, Dialer, Member, MemberConfig, Peer, Report};
 use ram_pipeline::worker::{Replay, WorkerConfig};
+use ram_proto::control::shard::ADDRESSES_MAX;
 use ram_proto::frame::{Code, ModelDigest};
 use ram_proto::tensor::Dtype;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tracing::{debug, warn};
@@ -107,6 +108,14 @@ impl Shards {
         true
     }
 
+    /// Takes a shard that is held out of its chain: its links end, and nobody is let in to it until it is linked again.
+    pub fn unlink(&self, model: ModelDigest, layers: LayerRange) {
+        if let Some((member, keys)) = lock(&self.0.held).members.get_mut(&(model, layers)) {
+            keys.clear();
+            member.leave();
+        }
+    }
+
     /// Lets a shard go: its links end, and its memory is free when its last pass is over.
     pub fn release(&self, model: ModelDigest, layers: LayerRange) {
         lock(&self.0.held).members.remove(&(model, layers));
@@ -123,14 +132,18 @@ impl Held {
     }
 }
 
+/// How wide the activations of a stage are.
+pub(crate) fn width(stage: &ModelStage) -> u32 {
+    u32::try_from(stage.model().config().hidden_size).unwrap_or(u32::MAX)
+}
+
 /// What a stage is to its group.
 fn config(model: ModelDigest, stage: &ModelStage, shards: NonZeroU16) -> MemberConfig {
     let own = stage.model();
     let worker = WorkerConfig {
         room: stage.room(),
-        width: u32::try_from(own.config().hidden_size).unwrap_or(u32::MAX),
-        // What stands between two layers, as it is: a hop loses nothing.
-        dtype: Dtype::F32,
+        width: width(stage),
+        dtype: DTYPE,
         is_first: own.shard().embed,
         is_last: own.shard().head,
         idle: IDLE,
@@ -146,13 +159,40 @@ fn config(model: ModelDigest, stage: &ModelStage, shards: NonZeroU16) -> MemberC
 fn dialer(identity: &Arc<Identity>) -> Dialer {
     let identity = identity.clone();
     Arc::new(move |peer: &Peer| {
-        let (identity, peer) = (identity.clone(), *peer);
-        Box::pin(async move {
-            let stream = tcp::dial(peer.address).await?;
-            let link: Box<dyn Link> = Box::new(tls::dial(&identity, stream, peer.node).await?);
-            Ok(link)
-        })
+        let (identity, peer) = (identity.clone(), peer.clone());
+        Box::pin(async move { dial(&identity, &peer).await })
     })
+}
+
+/// Tries the addresses of a peer in their order, names looked up; the first behind which it proves its key is taken.
+///
+/// # Errors
+/// That of the last one.
+async fn dial(identity: &Identity, peer: &Peer) -> Result<Box<dyn Link>, LinkError> {
+    let mut failure = LinkError::Closed;
+    for address in peer.addresses.iter() {
+        match dial_at(identity, peer.node, address).await {
+            Ok(link) => return Ok(link),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+async fn dial_at(identity: &Identity, node: NodeKey, address: &str) -> Result<Box<dyn Link>, LinkError> {
+    let found = tokio::time::timeout(ADDRESS_WAIT, lookup_host(address)).await;
+    let mut failure = LinkError::Closed;
+    for address in found.map_err(|_| LinkError::Silent)??.take(ADDRESSES_MAX) {
+        match tokio::time::timeout(ADDRESS_WAIT, tcp::dial(address)).await {
+            Ok(Ok(stream)) => match tls::dial(identity, stream, node).await {
+                Ok(link) => return Ok(Box::new(link)),
+                Err(error) => failure = error, // Another machine, where each home has the same addresses.
+            },
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = LinkError::Silent,
+        }
+    }
+    Err(failure)
 }
 
 /// Lets in who is known, and takes each to the shard that it means.
@@ -212,6 +252,11 @@ impl fmt::Debug for Shards {
     }
 }
 
+/// What stands between two layers is sent as it is: a hop loses nothing.
+pub(crate) const DTYPE: Dtype = Dtype::F32;
+/// How long one address of a peer is waited for: a lost packet, once round the earth. Some lead nowhere, as those of
+/// another home's network do.
+const ADDRESS_WAIT: Duration = Duration::from_secs(1);
 /// Tokens of a piece of a prompt: as the engine cuts them.
 const PIECE: NonZeroU32 = NonZeroU32::new(512).expect("not zero");
 /// How long a session may be silent: a user who reads is not gone, and who is gone frees its memory by CLOSE.

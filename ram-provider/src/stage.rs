@@ -1,6 +1,7 @@
 //! A run of a model's layers as a stage of a pipeline: sessions, each with blocks of keys and values and, where the
 //! head is, a sampler.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,6 +26,8 @@ pub struct ModelStage {
     /// Blocks and slots that no session has.
     blocks: BTreeSet<u32>,
     slots: BTreeSet<usize>,
+    /// Dropped last, when the memory is free.
+    _keeps: Option<Box<dyn Any + Send>>,
 }
 
 /// What a session has here.
@@ -47,7 +50,14 @@ impl ModelStage {
         let count = kv.get() / model.block_bytes().get().max(1);
         let blocks = (0..u32::try_from(count).unwrap_or(u32::MAX)).collect();
         let kv = model.new_kv(sessions);
-        Self { model, kv, sessions: BTreeMap::new(), blocks, slots: (0..sessions).collect() }
+        let slots = (0..sessions).collect();
+        Self { model, kv, sessions: BTreeMap::new(), blocks, slots, _keeps: None }
+    }
+
+    /// The same, and something that lives until its memory is free: what it is lent by, say.
+    #[must_use]
+    pub fn keeping(self, what: impl Send + 'static) -> Self {
+        Self { _keeps: Some(Box::new(what)), ..self }
     }
 
     /// Positions of sessions that there is memory for.

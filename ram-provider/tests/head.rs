@@ -76,7 +76,7 @@ impl Whole {
             let stage = ModelStage::new(model, kv, 4);
             assert_eq!(stage.room(), TokenCount::new(blocks * BLOCK));
             members.push(shards.hold(MODEL, stage, stages, reports.clone()));
-            peers.push(Peer { node: shards.node(), address: shards.address(), layers: range });
+            peers.push(Peer { node: shards.node(), addresses: shards.address().into(), layers: range });
             nodes.push(shards);
         }
         for (place, shards) in nodes.iter().enumerate() {

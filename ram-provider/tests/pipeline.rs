@@ -91,13 +91,13 @@ impl Group {
         let shard = Shard { layers, embed: layers.first() == 0, head: layers.end() == self.layers };
         let stage = stage(&self.dir, Some(shard));
         let member = shards.hold(MODEL, stage, stages, self.reporter.clone());
-        let peer = Peer { node: shards.node(), address: shards.address(), layers };
+        let peer = Peer { node: shards.node(), addresses: shards.address().into(), layers };
         Node { shards, member, peer }
     }
 
     fn join(&mut self) {
         self.epoch = self.epoch.next();
-        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer).collect();
+        let peers: Vec<Peer> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         for (place, node) in self.nodes.iter().enumerate() {
             assert!(node.shards.link(MODEL, Chain { epoch: self.epoch, peers: peers.clone(), place }));
         }

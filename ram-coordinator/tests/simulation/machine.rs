@@ -312,12 +312,12 @@ impl World {
                 }
                 self.machines[number].forget_the_link();
             }
-            Effect::Generate { ticket, job } => self.generate(number, ticket, &job),
+            Effect::Generate { ticket, job, .. } => self.generate(number, ticket, &job),
             Effect::CancelGeneration(ticket) => {
                 self.machines[number].runs.remove(&ticket);
                 self.count("runs cancelled");
             }
-            Effect::Note(_) => {}
+            Effect::Note(_) | Effect::Shard(_) => {} // machines lend nothing
             Effect::Exit => {
                 let machine = &mut self.machines[number];
                 machine.agent = None;

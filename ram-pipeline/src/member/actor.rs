@@ -41,6 +41,8 @@ pub(super) struct Actor {
     hop: watch::Sender<Option<Duration>>,
     /// Of the present epoch.
     chain: Option<Chain>,
+    /// The latest one that was heard of; an older one is not heard.
+    last: Option<Epoch>,
     links: HashMap<Side, Line>,
     /// Who has called too early.
     waiting: VecDeque<Caller<Box<dyn Link>>>,
@@ -92,6 +94,7 @@ impl Actor {
             status: watch::Sender::new(Heartbeat::default()),
             hop: watch::Sender::new(None),
             chain: None,
+            last: None,
             links: HashMap::new(),
             waiting: VecDeque::new(),
             is_linked: false,
@@ -99,6 +102,16 @@ impl Actor {
             tasks: JoinSet::new(),
             answers: HashMap::new(),
         }
+    }
+
+    /// How busy the worker is, from beat to beat.
+    pub(super) fn status(&self) -> watch::Receiver<Heartbeat> {
+        self.status.subscribe()
+    }
+
+    /// How far the next shard is away.
+    pub(super) fn hop(&self) -> watch::Receiver<Option<Duration>> {
+        self.hop.subscribe()
     }
 
     pub(super) async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Said>) {
@@ -122,6 +135,7 @@ impl Actor {
     fn hear(&mut self, said: Said) {
         match said {
             Said::Join(chain) => self.join(chain),
+            Said::Leave => self.leave(),
             Said::Called(caller) => self.called(*caller),
             Said::Dialled { epoch, side, outcome } => {
                 if self.epoch() == Some(epoch) {
@@ -158,7 +172,7 @@ impl Actor {
 
     /// Leaves the links of before, and makes those of another epoch.
     fn join(&mut self, chain: Chain) {
-        if self.epoch().is_some_and(|epoch| chain.epoch <= epoch) || chain.place >= chain.peers.len() {
+        if self.last.is_some_and(|last| chain.epoch <= last) || chain.place >= chain.peers.len() {
             return;
         }
         self.tasks.abort_all();
@@ -166,6 +180,7 @@ impl Actor {
         self.is_linked = false;
         let (epoch, last) = (chain.epoch, chain.peers.len() - 1);
         self.hop.send_replace(None); // Another one may be next.
+        self.last = Some(epoch);
         self.think(Happens::Worker(worker::Event::Rebuilt(epoch)));
         if chain.place < last {
             self.dial(&chain, chain.place + 1, Side::Down);
@@ -179,8 +194,19 @@ impl Actor {
         self.look();
     }
 
+    /// Leaves the links, without a word of it.
+    fn leave(&mut self) {
+        self.chain = None;
+        self.tasks.abort_all();
+        self.waiting.clear();
+        self.is_linked = false;
+        for side in std::mem::take(&mut self.links).into_keys() {
+            self.think(Happens::Worker(worker::Event::Lost(self.side_of_worker(side))));
+        }
+    }
+
     fn dial(&mut self, chain: &Chain, to: usize, side: Side) {
-        let peer = chain.peers[to];
+        let peer = chain.peers[to].clone();
         let carries = if side == Side::Results { Carries::Results } else { Carries::Steps };
         let hello = self.hello(chain, to, carries);
         let (dialer, said) = (self.dialer.clone(), self.said.clone());
@@ -296,12 +322,15 @@ impl Actor {
     fn lost(&mut self, side: Side) {
         self.links.remove(&side);
         self.is_linked = false;
-        // To the head the way back is as good as the way there.
-        let side_of_worker = if self.driver.is_some() { Side::Down } else { side };
-        self.think(Happens::Worker(worker::Event::Lost(side_of_worker)));
+        self.think(Happens::Worker(worker::Event::Lost(self.side_of_worker(side))));
         if let Some(epoch) = self.epoch() {
             self.report(Report::Lost(epoch, side));
         }
+    }
+
+    /// What the worker calls a side: to the head the way back is as good as the way there.
+    const fn side_of_worker(&self, side: Side) -> Side {
+        if self.driver.is_some() { Side::Down } else { side }
     }
 
     fn arrived(&mut self, link: u64, frame: Frame) {

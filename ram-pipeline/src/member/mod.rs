@@ -15,7 +15,6 @@ mod actor;
 mod links;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +23,9 @@ use futures::future::BoxFuture;
 use ram_core::id::{Epoch, JobId, NodeKey};
 use ram_core::layers::LayerRange;
 use ram_core::units::Timestamp;
-use ram_proto::frame::{Code, Logprob, ModelDigest, Spent};
-use tokio::sync::mpsc;
+use ram_proto::control::shard::Addresses;
+use ram_proto::frame::{Code, Heartbeat, Logprob, ModelDigest, Spent};
+use tokio::sync::{mpsc, watch};
 
 use self::actor::Actor;
 use crate::driver::{End, Request};
@@ -46,12 +46,12 @@ pub struct MemberConfig {
 }
 
 /// A member, as the others see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Who.
     pub node: NodeKey,
-    /// Where it listens.
-    pub address: SocketAddr,
+    /// Where it listens, best first.
+    pub addresses: Addresses,
     /// What it holds.
     pub layers: LayerRange,
 }
@@ -67,7 +67,7 @@ pub struct Chain {
     pub place: usize,
 }
 
-/// Makes a link to a peer.
+/// Makes a link to a peer, by whichever of its addresses leads to it.
 pub type Dialer = Arc<dyn Fn(&Peer) -> BoxFuture<'static, Result<Box<dyn Link>, LinkError>> + Send + Sync>;
 
 /// What a member tells whoever runs it.
@@ -97,11 +97,16 @@ pub enum Word {
 
 /// A member that runs; it ends when the last of these is dropped.
 #[derive(Clone)]
-pub struct Member(mpsc::UnboundedSender<Said>);
+pub struct Member {
+    said: mpsc::UnboundedSender<Said>,
+    status: watch::Receiver<Heartbeat>,
+    hop: watch::Receiver<Option<Duration>>,
+}
 
 /// What a member is told.
 enum Said {
     Join(Chain),
+    Leave,
     Called(Box<Caller<Box<dyn Link>>>),
     Dialled { epoch: Epoch, side: Side, outcome: Result<Box<Open<Box<dyn Link>>>, LinkError> },
     Closed { link: u64 },
@@ -124,13 +129,31 @@ impl Member {
     ) -> Self {
         let (said, inbox) = mpsc::unbounded_channel();
         let actor = Actor::new(config, stage, dialer, Box::new(clock), said.downgrade(), reports);
+        let (status, hop) = (actor.status(), actor.hop());
         tokio::spawn(actor.run(inbox));
-        Self(said)
+        Self { said, status, hop }
     }
 
     /// Has all links made anew, in this epoch; one that is not later than the present one is not heard.
     pub fn join(&self, chain: Chain) {
         self.tell(Said::Join(chain));
+    }
+
+    /// Has all links closed, without a word of it: the layers serve no more, and stay. A later epoch may take them up.
+    pub fn leave(&self) {
+        self.tell(Said::Leave);
+    }
+
+    /// How busy it is, as it says on its links with each heartbeat.
+    #[must_use]
+    pub fn status(&self) -> Heartbeat {
+        *self.status.borrow()
+    }
+
+    /// How long a frame takes to the next shard, from the last one to the head, as heartbeats of this epoch tell it.
+    #[must_use]
+    pub fn hop(&self) -> Option<Duration> {
+        *self.hop.borrow()
     }
 
     /// Somebody has dialled, and said that it means this member's model.
@@ -158,7 +181,7 @@ impl Member {
 
     fn tell(&self, said: Said) {
         // The actor ends when nobody is left who could tell it something.
-        let _ = self.0.send(said);
+        let _ = self.said.send(said);
     }
 }
 

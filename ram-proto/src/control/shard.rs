@@ -19,6 +19,7 @@
 //! with the group's id.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use ram_core::id::{Epoch, GroupId, ModelId, NodeKey};
 use ram_core::layers::LayerRange;
@@ -314,6 +315,13 @@ impl Addresses {
     /// Best first.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
+    }
+}
+
+impl From<SocketAddr> for Addresses {
+    /// One, of numbers.
+    fn from(address: SocketAddr) -> Self {
+        Self(vec![address.to_string()])
     }
 }
 

@@ -211,7 +211,7 @@ impl Node {
             Effect::Connect => self.link = Some(Link::open(self.plan.coordinator.clone())),
             Effect::Send(message) => self.say(message),
             Effect::CloseLink => drop(self.link.take().map(Link::close)),
-            Effect::Generate { ticket, job } => self.begin(ticket, &job),
+            Effect::Generate { ticket, job, .. } => self.begin(ticket, &job),
             Effect::CancelGeneration(ticket) => {
                 self.answers.remove(&ticket);
                 add(&self.tally.cancelled, 1);
@@ -219,7 +219,7 @@ impl Node {
             Effect::Note(Note::Registered { .. }) => add(&self.tally.registrations, 1),
             Effect::Note(Note::LinkLost { .. } | Note::PeerAtFault { .. }) => add(&self.tally.links_lost, 1),
             Effect::Note(Note::Rejected { .. }) => add(&self.tally.rejected, 1),
-            Effect::Note(_) => {}
+            Effect::Note(_) | Effect::Shard(_) => {} // it lends nothing
             Effect::Exit => self.is_done = true,
         }
     }

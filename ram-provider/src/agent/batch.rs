@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
-use ram_core::id::{Attempt, JobId};
+use ram_core::id::{Attempt, GroupId, JobId};
 use ram_core::units::{Timestamp, TokenCount};
 use ram_proto::control::Chunk;
 
@@ -28,6 +28,8 @@ const BATCH_BYTES_MAX: usize = 16 << 10;
 pub(super) struct Run {
     pub(super) job: JobId,
     pub(super) attempt: Attempt,
+    /// Who answers, if no whole model does.
+    pub(super) group: Option<GroupId>,
     seq: u32,
     spoke: bool,
     /// When the last batch went out because it was time.
@@ -37,8 +39,8 @@ pub(super) struct Run {
 
 impl Run {
     /// A run of which nothing was said yet.
-    pub(super) fn new(job: JobId, attempt: Attempt) -> Self {
-        Self { job, attempt, seq: 0, spoke: false, sent_at: None, batch: None }
+    pub(super) const fn new(job: JobId, attempt: Attempt, group: Option<GroupId>) -> Self {
+        Self { job, attempt, group, seq: 0, spoke: false, sent_at: None, batch: None }
     }
 
     /// Adds a piece of the answer to the batch.
@@ -111,7 +113,7 @@ mod tests {
     }
 
     fn run() -> Run {
-        Run::new(JobId::from_bits(1), Attempt::FIRST)
+        Run::new(JobId::from_bits(1), Attempt::FIRST, None)
     }
 
     const fn at(millis: u64) -> Timestamp {

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
-use ram_core::id::{Epoch, ProviderId};
+use ram_core::id::{Epoch, GroupId, ProviderId};
 use ram_core::job::{Job, Outcome, TokenLogprob};
 use ram_core::provider::{ModelOffer, Thermal};
 use ram_core::units::{Bytes, TokenCount};
+use ram_proto::control::shard::{
+    LinkShard, LoadShard, ShardFailed, ShardLinked, ShardLost, ShardReady, ShardReport, UnloadShard,
+};
 use ram_proto::control::{Decoded, RejectReason, ToCoordinator, ToProvider};
 
 /// One run of a job on this node. Never used twice, so that late words of a cancelled run fit no other.
@@ -28,6 +31,41 @@ pub struct Piece {
     pub tool_calls: Vec<ToolCall>,
     /// Log-probabilities of the content's tokens, when they were asked for.
     pub logprobs: Vec<TokenLogprob>,
+}
+
+/// What a node that holds shards is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardOrder {
+    /// Hold layers, and say that they are ready, or why not; again if they are held.
+    Load(LoadShard),
+    /// Link them into a chain.
+    Link(LinkShard),
+    /// Let them go, whether or not they are loaded yet.
+    Unload(UnloadShard),
+}
+
+/// What is to be said of a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardWord {
+    /// It is held.
+    Ready(ShardReady),
+    /// It is not, or not any more.
+    Failed(ShardFailed),
+    /// Its links stand.
+    Linked(ShardLinked),
+    /// One of them does not.
+    Lost(ShardLost),
+}
+
+impl From<ShardWord> for ToCoordinator {
+    fn from(word: ShardWord) -> Self {
+        match word {
+            ShardWord::Ready(word) => Self::ShardReady(word),
+            ShardWord::Failed(word) => Self::ShardFailed(word),
+            ShardWord::Linked(word) => Self::ShardLinked(word),
+            ShardWord::Lost(word) => Self::ShardLost(word),
+        }
+    }
 }
 
 /// What happened.
@@ -71,6 +109,10 @@ pub enum Event {
     },
     /// How hot the machine is.
     Thermal(Thermal),
+    /// Something is to be said of a shard.
+    Shard(ShardWord),
+    /// What the node lends to groups and how its shards do, anew. A node that never says so lends nothing.
+    ShardReport(ShardReport),
     /// The operator wants the node to stop.
     DrainRequested,
 }
@@ -91,7 +133,11 @@ pub enum Effect {
         ticket: Ticket,
         /// The job.
         job: Job,
+        /// The group that answers, whose first layers are in memory here; a whole model when there is none.
+        group: Option<GroupId>,
     },
+    /// Do this for a group; answer with [`Event::Shard`].
+    Shard(ShardOrder),
     /// Stop this run now; its late events are ignored.
     CancelGeneration(Ticket),
     /// Tell the operator.

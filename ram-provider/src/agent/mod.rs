@@ -21,6 +21,7 @@ mod backoff;
 mod batch;
 mod event;
 mod register;
+mod shards;
 mod wait;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,19 +29,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ram_core::id::{Attempt, Epoch, JobId, ModelId, ProviderId};
+use ram_core::id::{Attempt, Epoch, GroupId, JobId, ModelId, NodeKey, ProviderId};
 use ram_core::job::{Failure, Job, Outcome};
 use ram_core::provider::{Load, ModelOffer, ProviderSpec, Thermal};
 use ram_core::units::{Bytes, Timestamp};
 use ram_crypto::identity::NodeIdentity;
 use ram_proto::control::{Capabilities, Capability, Decoded, RejectReason, ToCoordinator, ToProvider};
 
-pub use event::{DrainedBy, Effect, Event, Note, Piece, Ticket};
+pub use event::{DrainedBy, Effect, Event, Note, Piece, ShardOrder, ShardWord, Ticket};
+pub use shards::{AWAY_MAX, UNASKED_MAX};
 pub(crate) use wait::Wait;
 
 use backoff::Backoff;
 use batch::Run;
 use register::Challenge;
+use shards::Shards;
 
 /// Longest wait for the coordinator's next word of the handshake.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
@@ -83,6 +86,7 @@ pub struct Agent {
     backoff: Backoff,
     drain: Option<Wait>,
     thermal: Thermal,
+    shards: Shards,
 }
 
 /// Where the agent stands with the coordinator.
@@ -110,6 +114,8 @@ struct Session {
     stood: Wait,
     beat: Wait,
     draining: bool,
+    /// Whether the coordinator knows of shards.
+    groups: bool,
 }
 
 /// Why a socket is given up.
@@ -134,6 +140,7 @@ impl Agent {
             tickets: 0,
             drain: None,
             thermal: Thermal::Nominal,
+            shards: Shards::default(),
         }
     }
 
@@ -164,6 +171,8 @@ impl Agent {
             Event::Ended { ticket, outcome } => self.finish(ticket, outcome, effects),
             Event::Offers { offers, memory_free } => self.offer(offers, memory_free, now, effects),
             Event::Thermal(thermal) => self.thermal = thermal, // told with the next beat
+            Event::Shard(word) => self.say_of_shard(word, effects),
+            Event::ShardReport(report) => self.shards.take_report(report), // told with the next beat
             Event::DrainRequested => self.drain(now, effects),
         }
         self.act_on_time(now, effects);
@@ -179,7 +188,8 @@ impl Agent {
             Phase::Left => return None,
         };
         let batches = self.runs.values().filter_map(Run::due_at);
-        phase.into_iter().chain(self.drain.map(Wait::end)).chain(batches).min()
+        let shards = self.shards.wake_at();
+        phase.into_iter().chain(self.drain.map(Wait::end)).chain(batches).chain(shards).min()
     }
 
     /// Who this node is to the coordinator, and in which session; `None` while it is not registered.
@@ -191,10 +201,10 @@ impl Agent {
         }
     }
 
-    /// How busy the node is.
+    /// How busy the node's whole models are.
     #[must_use]
     pub fn load(&self) -> Load {
-        let active = u16::try_from(self.runs.len()).unwrap_or(u16::MAX);
+        let active = u16::try_from(self.runs_of(None)).unwrap_or(u16::MAX);
         let running = active.min(self.config.slots);
         Load {
             running,
@@ -217,10 +227,6 @@ impl Agent {
         };
         match (&mut self.phase, message) {
             (_, ToProvider::Unsupported { of }) => effects.push(Effect::Note(Note::Unsupported { of })),
-            // This node holds no shards for groups, and says so in its capabilities.
-            (_, ToProvider::LoadShard(_)) => unsupported("load_shard", effects),
-            (_, ToProvider::LinkShard(_)) => unsupported("link_shard", effects),
-            (_, ToProvider::UnloadShard(_)) => unsupported("unload_shard", effects),
             (_, ToProvider::Rejected { reason, retry_after_ms }) => {
                 let retry_after = retry_after_ms.map(Duration::from_millis);
                 self.lose_link(Loss::Rejected { reason, retry_after }, now, effects);
@@ -229,19 +235,36 @@ impl Agent {
                 let challenge = Challenge { network, coordinator, nonce };
                 self.register(challenge, &capabilities, now, effects);
             }
-            (Phase::Registering(_), ToProvider::Registered { provider, epoch, heartbeat_ms, .. }) => {
+            (
+                Phase::Registering(_),
+                ToProvider::Registered { provider, epoch, heartbeat_ms, capabilities },
+            ) => {
                 let every = Duration::from_millis(heartbeat_ms.clamp(*BEAT_MS.start(), *BEAT_MS.end()));
                 let (stood, beat) = (Wait::new(now, STOOD_WELL), Wait::new(now, every));
-                self.phase = Phase::Standing(Session { provider, epoch, stood, beat, draining: false });
+                let groups = capabilities.has(Capability::SHARD_V1);
+                self.phase =
+                    Phase::Standing(Session { provider, epoch, stood, beat, draining: false, groups });
                 effects.push(Effect::Note(Note::Registered { provider, epoch }));
+                self.shards.stand(now);
+                self.report_shards(effects);
             }
-            (Phase::Standing(_), ToProvider::Run { attempt, job, .. }) => self.admit(*job, attempt, effects),
+            (Phase::Standing(_), ToProvider::Run { attempt, job, group }) => {
+                self.admit(*job, attempt, group, effects);
+            }
             (Phase::Standing(_), ToProvider::Cancel { job, attempt }) => self.cancel(job, attempt, effects),
             (Phase::Standing(session), ToProvider::Drain) => {
                 session.draining = true;
                 let running = self.runs.len();
                 effects.push(Effect::Note(Note::Draining { running, by: DrainedBy::Coordinator }));
             }
+            (Phase::Standing(_), ToProvider::LoadShard(load)) => {
+                self.shards.load(load, self.drain.is_some(), effects);
+            }
+            (Phase::Standing(_), ToProvider::LinkShard(link)) => {
+                let node = NodeKey::from_bytes(self.identity.node_public());
+                self.shards.link(link, node, effects);
+            }
+            (Phase::Standing(_), ToProvider::UnloadShard(unload)) => self.shards.unload(unload, effects),
             _ => self.lose_link(Loss::PeerAtFault("a message came out of turn"), now, effects),
         }
     }
@@ -266,35 +289,42 @@ impl Agent {
         effects.push(Effect::Send(ToCoordinator::Register(Box::new(message))));
     }
 
-    fn admit(&mut self, job: Job, attempt: Attempt, effects: &mut Vec<Effect>) {
+    fn admit(&mut self, job: Job, attempt: Attempt, group: Option<GroupId>, effects: &mut Vec<Effect>) {
         let id = (job.id, attempt);
         if self.ended.contains(&id) || self.ticket_of(id).is_some() {
             return;
         }
-        if let Some(failure) = self.refusal(&job.model) {
+        if let Some(failure) = self.refusal(&job.model, group) {
             self.remember(id);
             return effects.push(Effect::Send(finished(id, Outcome::Failed { failure })));
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.runs.insert(ticket, Run::new(job.id, attempt));
-        effects.push(Effect::Generate { ticket, job });
+        self.runs.insert(ticket, Run::new(job.id, attempt, group));
+        effects.push(Effect::Generate { ticket, job, group });
     }
 
-    /// Why a job for `model` cannot be taken now, if it cannot.
-    fn refusal(&self, model: &ModelId) -> Option<Failure> {
+    /// Why a job for `model`, or for the group that holds it, cannot be taken now, if it cannot.
+    fn refusal(&self, model: &ModelId, group: Option<GroupId>) -> Option<Failure> {
         let drained = matches!(&self.phase, Phase::Standing(session) if session.draining);
-        let room = usize::from(self.config.slots) + usize::from(self.config.queue_max);
         let offered = |offer: &ModelOffer| offer.model == *model; // one that is not loaded yet, its first job loads
+        let at_once = match group {
+            None => self.config.spec.offers.iter().any(offered).then_some(self.config.slots),
+            Some(group) => {
+                self.shards.head(group).filter(|head| head.model == *model).map(|head| head.sessions)
+            }
+        };
         if self.drain.is_some() || drained {
-            Some(Failure::Draining)
-        } else if !self.config.spec.offers.iter().any(offered) {
-            Some(Failure::ModelUnavailable)
-        } else if self.runs.len() >= room {
-            Some(Failure::Overloaded)
-        } else {
-            None
+            return Some(Failure::Draining);
         }
+        let Some(at_once) = at_once else { return Some(Failure::ModelUnavailable) };
+        let room = usize::from(at_once) + usize::from(self.config.queue_max);
+        (self.runs_of(group) >= room).then_some(Failure::Overloaded)
+    }
+
+    /// How many runs a group answers, or the whole models do.
+    fn runs_of(&self, group: Option<GroupId>) -> usize {
+        self.runs.values().filter(|run| run.group == group).count()
     }
 
     /// The run's slot is free at once; a `cancel` that crossed our `finished` on the wire finds no run.
@@ -333,6 +363,21 @@ impl Agent {
         }
     }
 
+    // ---- what the shards say ----
+
+    /// What is said while no session stands is lost: who comes back is asked again.
+    fn say_of_shard(&mut self, word: ShardWord, effects: &mut Vec<Effect>) {
+        if self.shards.hear(&word) && matches!(self.phase, Phase::Standing(_)) {
+            effects.push(Effect::Send(word.into()));
+        }
+    }
+
+    fn report_shards(&self, effects: &mut Vec<Effect>) {
+        if matches!(&self.phase, Phase::Standing(session) if session.groups) {
+            effects.extend(self.shards.report());
+        }
+    }
+
     // ---- time, and the end ----
 
     fn act_on_time(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -354,6 +399,7 @@ impl Agent {
             }
             _ => {}
         }
+        self.shards.act_on_time(now, effects);
         self.leave_if_drained(now, effects);
     }
 
@@ -366,6 +412,7 @@ impl Agent {
                 memory_cap: self.config.spec.memory_cap,
                 offers: self.config.spec.offers.clone(),
             }));
+            self.report_shards(effects);
         }
     }
 
@@ -412,6 +459,7 @@ impl Agent {
         if matches!(&self.phase, Phase::Standing(session) if session.stood.elapsed(now) >= STOOD_WELL) {
             self.backoff.reset();
         }
+        self.shards.fall(now);
         let cancelled = self.runs.len();
         effects.extend(std::mem::take(&mut self.runs).into_keys().map(Effect::CancelGeneration));
         self.ended.clear();
@@ -475,11 +523,6 @@ const fn is_lasting(reason: RejectReason) -> bool {
         | RejectReason::NotRegistered => true,
         RejectReason::BadNonce | RejectReason::Expired | RejectReason::Full | RejectReason::Draining => false,
     }
-}
-
-/// Answers what is not done here.
-fn unsupported(of: &str, effects: &mut Vec<Effect>) {
-    effects.push(Effect::Send(ToCoordinator::Unsupported { of: of.to_owned() }));
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What the agent keeps to: told case by case, then under random events.
 
+mod shards;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -518,6 +520,7 @@ impl Witness {
                 Effect::Generate { ticket, .. } => self.engines.push(*ticket),
                 Effect::CancelGeneration(ticket) => self.engines.retain(|running| running != ticket),
                 Effect::Note(_) => {}
+                Effect::Shard(_) => panic!("this node holds no shards"),
                 Effect::Exit => self.exited = true,
             }
         }

@@ -12,6 +12,7 @@
 mod answer;
 mod head;
 mod lease;
+mod lend;
 mod load;
 mod pace;
 mod shelf;
@@ -41,6 +42,7 @@ use crate::speed::SpeedMeter;
 pub use answer::{Answer, Step};
 pub use head::Head;
 pub use lease::PendingAnswer;
+pub(crate) use lend::Reservation;
 pub use shelf::Residence;
 
 use load::{Load, Survey};
@@ -114,15 +116,16 @@ impl Worker {
     /// Finds every model of the configuration and plans its memory, then loads those that shall be in memory from the
     /// start. Takes as long as reading their weights: not for an async task.
     ///
-    /// A model that cannot be served is left out with a warning, as long as another one can.
+    /// A model that cannot be served is left out with a warning, as long as another one can, or the node holds shards for
+    /// others.
     ///
     /// # Errors
-    /// [`ProviderError`] when nothing is left to serve, and why: the first model lies nowhere, does not fit under the
+    /// [`ProviderError`] when nothing is left to do, and why: the first model lies nowhere, does not fit under the
     /// memory cap, or does not load. One model under two names is an error too, and so is a preload of a model that is
     /// not served.
     pub fn open(config: &ProviderConfig, hardware: &Hardware) -> Result<Self, ProviderError> {
         let Survey { models, mut refused } = load::survey(config, hardware)?;
-        if models.is_empty() && !refused.is_empty() {
+        if models.is_empty() && !refused.is_empty() && config.shards.is_none() {
             return Err(refused.swap_remove(0).1);
         }
         for (model, error) in &refused {
@@ -140,8 +143,11 @@ impl Worker {
             memory: Mutex::new(memory),
             changes: watch::Sender::new(()),
         }));
-        worker.preload(&config.preload)?;
-        Ok(worker)
+        match worker.preload(&config.preload) {
+            Err(error @ ProviderError::PreloadUnknown { .. }) => Err(error),
+            Err(error) if config.shards.is_none() => Err(error),
+            _ => Ok(worker), // a failed load was told
+        }
     }
 
     /// The model of this alias or full id, if it is served here.

@@ -12,6 +12,7 @@
 //! What the shelf keeps to: the claims of all that is in memory, on its way in or on its way out never pass the room;
 //! a model that somebody uses or waits for is never unloaded; of the idle ones the least recently used goes first.
 //! Where models in use fill the room, whoever waits for it has a turn: who asks for those models later waits behind it.
+//! Room that is reserved for something else is none: idle models give way to it, and what does not fit beside it fails.
 
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub(crate) const RETRY_MAX: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub(super) struct Shelf {
     room: Bytes,
+    /// The part of it that is not for models.
+    reserved: Bytes,
     books: Vec<Book>,
     /// Wishes so far.
     wishes: u64,
@@ -124,7 +127,8 @@ impl Shelf {
     pub(super) fn new(room: Bytes, claims: impl IntoIterator<Item = Claim>) -> Self {
         let (place, granted, used) = (Place::OnDisk, Bytes::ZERO, Timestamp::ZERO);
         let book = |claim| Book { claim, place, granted, wishes: Vec::new(), users: 0, used, failures: 0 };
-        Self { room, books: claims.into_iter().map(book).collect(), wishes: 0, turn: None }
+        let books = claims.into_iter().map(book).collect();
+        Self { room, reserved: Bytes::ZERO, books, wishes: 0, turn: None }
     }
 
     /// Somebody wants the model; ended by [`Shelf::release`].
@@ -163,7 +167,40 @@ impl Shelf {
         }
     }
 
+    /// Sets room aside for something else, for which idle models give way; answers these: unload them, and tell
+    /// [`Shelf::left`] of each. `None`, and nothing changed, when models in use leave too little.
+    pub(super) fn reserve(&mut self, bytes: Bytes) -> Option<Vec<usize>> {
+        let (unload, _) = self.make_room(Claim { needs: bytes, most: bytes })?;
+        self.reserved += bytes;
+        self.turn = None; // Of less room another choice is made.
+        Some(unload)
+    }
+
+    /// Room that was reserved is for models again.
+    pub(super) fn unreserve(&mut self, bytes: Bytes) {
+        self.reserved = self.reserved.saturating_sub(bytes);
+    }
+
+    /// What could be reserved if nothing was: all that models in use, or on their way in, were not granted.
+    pub(super) fn lendable(&self) -> Bytes {
+        let used = |&index: &usize| match self.books[index].place {
+            Place::Loaded => !self.is_idle(index),
+            Place::Loading => true,
+            Place::OnDisk | Place::Leaving | Place::Failed { .. } => false,
+        };
+        let used: Vec<usize> = (0..self.books.len()).filter(used).collect();
+        self.room.saturating_sub(self.granted(&used))
+    }
+
+    /// The room of models.
+    fn room(&self) -> Bytes {
+        self.room.saturating_sub(self.reserved)
+    }
+
     fn begin_load(&mut self, index: usize) -> Take {
+        if self.books[index].claim.needs > self.room() {
+            return Take::Failed(Failure::OutOfMemory); // Nobody may wait for what does not come.
+        }
         if self.turn.is_some() && !self.has_turn(index) {
             return Take::NoRoom;
         }
@@ -222,7 +259,7 @@ impl Shelf {
     /// Memory under the cap that no model in memory has asked for; long conversations may grow into it.
     pub(super) fn free(&self) -> Bytes {
         let in_memory = self.books.iter().filter(|book| book.place.is_in_memory());
-        self.room.saturating_sub(in_memory.map(|book| book.claim.needs).sum())
+        self.room().saturating_sub(in_memory.map(|book| book.claim.needs).sum())
     }
 
     /// Memory that a load could have: what loaded models have not asked for, and, where not every other model fits
@@ -231,10 +268,10 @@ impl Shelf {
     pub(super) fn free_for_a_load(&self) -> Bytes {
         let (loaded, others): (Vec<usize>, Vec<usize>) =
             (0..self.books.len()).partition(|&index| self.books[index].is_loaded());
-        let left = self.room.saturating_sub(self.granted(&loaded));
+        let left = self.room().saturating_sub(self.granted(&loaded));
         if others.iter().all(|&index| self.books[index].claim.needs <= left) {
             let needs = loaded.iter().map(|&index| self.books[index].claim.needs);
-            return self.room.saturating_sub(needs.sum());
+            return self.room().saturating_sub(needs.sum());
         }
         left + self.granted(&self.idle())
     }
@@ -254,7 +291,10 @@ impl Shelf {
 
     /// The model on disk that somebody has waited for the longest, this one among them.
     fn longest_waiting(&self, index: usize) -> usize {
-        let waits = |&other: &usize| other == index || matches!(self.books[other].place, Place::OnDisk);
+        let fits = |other: usize| self.books[other].claim.needs <= self.room();
+        let waits = |&other: &usize| {
+            other == index || (matches!(self.books[other].place, Place::OnDisk) && fits(other))
+        };
         let oldest = |other: &usize| self.books[*other].wishes.iter().min().copied().unwrap_or(u64::MAX);
         (0..self.books.len()).filter(waits).min_by_key(oldest).unwrap_or(index)
     }
@@ -272,7 +312,7 @@ impl Shelf {
     fn enough_of(&self, models: Vec<usize>, needs: Bytes) -> (Vec<usize>, Bytes) {
         let in_memory: Vec<usize> =
             (0..self.books.len()).filter(|&index| self.books[index].place.is_in_memory()).collect();
-        let mut free = self.room.saturating_sub(self.granted(&in_memory));
+        let mut free = self.room().saturating_sub(self.granted(&in_memory));
         let mut enough = Vec::new();
         for index in models {
             if free >= needs {
@@ -467,6 +507,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_reserved_makes_idle_models_give_way_and_fails_what_does_not_fit_beside_it() {
+        let mut shelf = shelf(10, &[6, 3, 4]);
+        let (used, _) = start(&mut shelf, 1, 1);
+        use_once(&mut shelf, 0, 2);
+        assert_eq!((shelf.lendable(), shelf.reserve(Bytes::new(8))), (Bytes::new(7), None));
+        assert_eq!(shelf.reserve(Bytes::new(5)), Some(vec![0]));
+        shelf.left(0);
+        assert_eq!((shelf.lendable(), shelf.free()), (Bytes::new(7), Bytes::new(2)));
+        let large = shelf.wish(0);
+        assert_eq!(shelf.take(large, NOW), Take::Failed(Failure::OutOfMemory));
+        let waiting = shelf.wish(2);
+        assert_eq!(shelf.take(waiting, NOW), Take::NoRoom);
+        shelf.release(used, NOW);
+        assert_eq!(load(&mut shelf, waiting, NOW), [1]);
+        shelf.unreserve(Bytes::new(5));
+        assert_eq!(load(&mut shelf, large, NOW), [0usize; 0]);
+    }
+
+    #[test]
     fn a_failed_load_is_tried_again_later_and_less_often() {
         let mut shelf = shelf(10, &[6, 6]);
         let mut now = NOW;
@@ -526,7 +585,7 @@ mod tests {
     proptest! {
         #[test]
         fn grants_never_pass_the_room_and_promises_are_kept(
-            steps in proptest::collection::vec((0..5u8, 0..4usize), 1..300)
+            steps in proptest::collection::vec((0..7u8, 0..4usize), 1..300)
         ) {
             let mut shelf = shelf_of(10, &[(2, 3), (3, 6), (5, 6), (9, 10)]);
             let mut now = NOW;
@@ -562,10 +621,19 @@ mod tests {
                     (4, _) if matches!(shelf.books[index].place, Place::Loading) => {
                         shelf.failed(index, Failure::OutOfMemory, now);
                     }
+                    (5, _) => {
+                        let bytes = Bytes::new(1 + index as u64);
+                        let lendable = shelf.lendable();
+                        if let Some(gone) = shelf.reserve(bytes) {
+                            gone.into_iter().for_each(|gone| shelf.left(gone));
+                            prop_assert!(shelf.reserved <= lendable);
+                        }
+                    }
+                    (6, _) => shelf.unreserve(shelf.reserved),
                     _ => {}
                 }
                 let in_memory = shelf.books.iter().filter(|book| book.place.is_in_memory());
-                prop_assert!(in_memory.map(|book| book.granted).sum::<Bytes>() <= shelf.room);
+                prop_assert!(in_memory.map(|book| book.granted).sum::<Bytes>() <= shelf.room());
                 prop_assert!(shelf.free_for_a_load() <= shelf.room);
             }
         }

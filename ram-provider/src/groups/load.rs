@@ -1,0 +1,167 @@
+//! From an order to layers in memory: the model found or fetched, checked, and loaded beside what is there.
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use ram_core::catalog::{self, ModelSpec};
+use ram_core::id::ModelId;
+use ram_core::memory::{self, Breakdown, Workload};
+use ram_core::units::TokenCount;
+use ram_infer::batch::blocks_for;
+use ram_infer::config::ModelConfig;
+use ram_infer::device::Device;
+use ram_infer::error::InferError;
+use ram_infer::hub::cache::{Cache, Hold, Repository};
+use ram_infer::hub::{Hub, HubConfig};
+use ram_infer::kv::KvDtype;
+use ram_infer::models::{LoadOptions, Model, Shard};
+use ram_proto::control::shard::{LoadShard, ShardFailure};
+use ram_proto::frame::ModelDigest;
+use tracing::{info, warn};
+
+use super::{digest, failure, needs};
+use crate::config::{ModelChoice, ProviderConfig};
+use crate::stage::ModelStage;
+use crate::worker::{Reservation, Worker};
+use crate::{hub, models};
+
+/// What loads need to know.
+pub(super) struct Loader {
+    home: PathBuf,
+    /// The operator's own, whose folders go before all others.
+    choices: Vec<ModelChoice>,
+    cache: Option<PathBuf>,
+    hub: Option<HubConfig>,
+    kv: KvDtype,
+    worker: Worker,
+}
+
+/// Layers in memory.
+pub(super) struct Loaded {
+    pub(super) stage: ModelStage,
+    pub(super) digest: ModelDigest,
+    /// Where the model's files are.
+    pub(super) dir: PathBuf,
+}
+
+/// Where a model lies.
+struct Found {
+    dir: PathBuf,
+    /// Keeps it from being removed.
+    kept: Option<Hold>,
+}
+
+impl Loader {
+    pub(super) fn new(config: &ProviderConfig, worker: &Worker) -> Self {
+        let hub = hub::config().inspect_err(|error| warn!("nothing can be fetched: {error}")).ok();
+        Self {
+            home: config.home.clone(),
+            choices: config.models.clone(),
+            cache: models::hub_cache(|name| std::env::var_os(name).map(Into::into)),
+            hub,
+            kv: config.kv_cache,
+            worker: worker.clone(),
+        }
+    }
+
+    /// Loads layers, until `cancelled` is set. Takes minutes where they must be fetched: not for an async task.
+    pub(super) fn load(&self, load: &LoadShard, cancelled: &AtomicBool) -> Result<Loaded, ShardFailure> {
+        let shard = Shard { layers: load.layers, embed: load.place.is_first(), head: load.place.is_last() };
+        let sessions = load.sessions.max(1);
+        let context = TokenCount::new(load.positions.get().div_ceil(sessions.into()));
+        let workload = Workload { context, slots: sessions };
+        // What the catalogue knows need not be fetched to see that it does not fit.
+        let spec = catalog::resolve(load.model.as_str());
+        let early = match spec {
+            Some(spec) => {
+                check(load, spec.layers().get())?;
+                Some(self.reserve(self.by_catalogue(spec, shard, workload))?)
+            }
+            None => None,
+        };
+        let Found { dir, kept } = self.find(&models::full_id(&load.model), shard, cancelled)?;
+        let config = ModelConfig::read(&dir).map_err(|error| told(&error))?;
+        check(load, config.layers.get())?;
+        let reservation = match early {
+            Some(reservation) => reservation,
+            None => {
+                let needs = needs::by_files(&dir, &config, shard, workload);
+                self.reserve(needs.map_err(|_| ShardFailure::Unavailable)?)?
+            }
+        };
+        // On a GPU there are whole models only.
+        let options = LoadOptions { shard: Some(shard), kv: self.kv, ..LoadOptions::new(Device::Cpu) };
+        let model = Model::load_with(&dir, &options).map_err(|error| told(&error))?;
+        let digest = digest::of(&dir).map_err(|error| told(&error))?;
+        // As many as were reserved for: no session is longer than the model's context.
+        let context = spec.map_or(context, |spec| context.min(spec.context())).min(config.context);
+        let positions = usize::try_from(context.get().saturating_mul(sessions.into()));
+        let positions = positions.map_err(|_| ShardFailure::OutOfMemory)?;
+        let blocks = u64::try_from(blocks_for(positions)).map_err(|_| ShardFailure::OutOfMemory)?;
+        let kv = model.block_bytes().saturating_mul(blocks);
+        let stage = ModelStage::new(model, kv, sessions.into()).keeping((reservation, kept));
+        Ok(Loaded { stage, digest, dir })
+    }
+
+    /// By the catalogue, whose keys and values are in bf16; in f32 they take twice that.
+    fn by_catalogue(&self, spec: &ModelSpec, shard: Shard, workload: Workload) -> Breakdown {
+        let needs = memory::needs(spec, Some(shard.layers), workload);
+        match self.kv {
+            KvDtype::F32 => Breakdown::new(needs.weights, needs.cache.saturating_mul(2), needs.activations),
+            KvDtype::Bf16 | KvDtype::Int8 => needs,
+        }
+    }
+
+    fn reserve(&self, needs: Breakdown) -> Result<Reservation, ShardFailure> {
+        let reservation = self.worker.reserve(needs.total());
+        if reservation.is_none() {
+            warn!(%needs, lendable = %self.worker.lendable(), "layers do not fit into the memory");
+        }
+        reservation.ok_or(ShardFailure::OutOfMemory)
+    }
+
+    /// The folder of a model: the operator's own, the bundled one, a whole one in the cache, or else one of these layers
+    /// alone, which is fetched unless it is there.
+    fn find(&self, id: &ModelId, shard: Shard, cancelled: &AtomicBool) -> Result<Found, ShardFailure> {
+        let own = self.choices.iter().filter(|choice| models::full_id(&choice.model) == *id);
+        let any = ModelChoice { model: id.clone(), path: None };
+        let mut places = own.chain([&any]);
+        let cache = self.cache.as_deref();
+        if let Some(found) = places.find_map(|choice| models::find(choice, &self.home, cache).ok()) {
+            return Ok(Found { dir: found.dir, kept: found.cached.as_ref().and_then(keep) });
+        }
+        let hub = self.hub.as_ref().ok_or(ShardFailure::Unavailable)?;
+        let there = Hub::new(HubConfig { offline: true, ..hub.clone() });
+        let dir = match there.fetch_layers(id, shard, cancelled, |_| {}) {
+            Ok(dir) => dir,
+            Err(_) => {
+                info!(model = %id, layers = ?shard.layers, "fetching layers");
+                let fetched = Hub::new(hub.clone()).fetch_layers(id, shard, cancelled, |_| {});
+                fetched.map_err(|error| {
+                    warn!(model = %id, "layers were not fetched: {error}");
+                    failure::of_hub(&error)
+                })?
+            }
+        };
+        Ok(Found { dir, kept: keep(&Cache::new(&hub.cache).repository(id)) })
+    }
+}
+
+/// Whether a model of so many layers has these, and in this place.
+fn check(load: &LoadShard, layers: u16) -> Result<(), ShardFailure> {
+    let (run, place) = (load.layers, load.place);
+    let is_there = run.end() <= layers
+        && place.is_first() == (run.first() == 0)
+        && place.is_last() == (run.end() == layers);
+    if is_there { Ok(()) } else { Err(ShardFailure::UnknownModel) }
+}
+
+fn told(error: &InferError) -> ShardFailure {
+    warn!("layers do not load: {error}");
+    failure::of_model(error)
+}
+
+/// Without it the files may be removed while they are read, which does no harm to those that are open.
+fn keep(repository: &Repository) -> Option<Hold> {
+    repository.hold().ok()
+}
