@@ -1,14 +1,14 @@
 //! What this node holds for groups: layers that are loaded, linked and let go as the coordinator orders.
 //!
 //! ```text
-//! LoadShard   -> Loader: find or fetch, reserve, load -> Shards::hold -> ShardReady | ShardFailed     one after another
+//! LoadShard   -> Loader: find or fetch, reserve, load -> Shards::hold -> ShardReady | ShardFailed   one by one
 //! LinkShard   -> Shards::link -> Report               -> ShardLinked | ShardLost
 //! Generate    -> the head's own answer
 //! UnloadShard -> Shards::release; a load that is under way is cancelled
 //! ```
 //!
-//! A shard is named by its group and its layers. What is to be said of it goes to the agent; what is said of one that was
-//! let go meanwhile is dropped there. Start at [`Groups::perform`].
+//! A shard is named by its group and its layers. What is to be said of it goes to the agent; what is said of one that
+//! was let go meanwhile is dropped there. Start at [`Groups::perform`].
 
 mod digest;
 mod failure;
@@ -103,8 +103,8 @@ trait Answers: Send + Sync {
     fn answer(&self, job: Job) -> PendingAnswer;
 }
 
-/// What answers by the chain of this member, whose model's tokenizer and template lie in this folder. There is none yet:
-/// such jobs are refused as ones for a model that is not there.
+/// What answers by the chain of this member, whose model's tokenizer and template lie in this folder. There is none
+/// yet: such jobs are refused as ones for a model that is not there.
 #[expect(clippy::needless_pass_by_value, reason = "the head keeps them")]
 fn head(
     dir: &Path,
