@@ -15,8 +15,8 @@
 //! A shard is named by its group and its layers. A node may be asked for other layers of a group while it serves with
 //! some: a better split is loaded beside the one that runs. `link_shard` says which of them serve; `unload_shard` lets
 //! the others go. Asked again for what it holds, a node says again that it is ready. Only who has named
-//! [`Capability::SHARD_V1`](super::Capability::SHARD_V1) and lends something is asked. Jobs go to the head by `run`, with
-//! the group's id.
+//! [`Capability::SHARD_V1`](super::Capability::SHARD_V1) and lends something is asked. Jobs go to the head by `run`,
+//! with the group's id.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
