@@ -130,8 +130,8 @@ struct NetworkArgs {
 struct ShardArgs {
     /// Hold layers of models that are too large for one machine, together with other nodes, and listen there for them.
     ///
-    /// Off unless set. The address must be within reach of the other nodes; links are encrypted, and only nodes that the
-    /// coordinator names are let in.
+    /// Off unless set. The address must be within reach of the other nodes; links are encrypted, and only nodes that
+    /// the coordinator names are let in.
     #[arg(long = "shards", value_name = "ADDRESS:PORT", env = "RAM_SHARDS")]
     listen: Option<SocketAddr>,
     /// Where other nodes can dial this one, best first; may be repeated. By default where it listens, or this machine's

@@ -1,14 +1,14 @@
 //! What this node holds for groups: layers that are loaded, linked and let go as the coordinator orders.
 //!
 //! ```text
-//! LoadShard   -> Loader: find or fetch, reserve, load -> Shards::hold -> ShardReady | ShardFailed     one after another
+//! LoadShard   -> Loader: find or fetch, reserve, load -> Shards::hold -> ShardReady | ShardFailed   one by one
 //! LinkShard   -> Shards::link -> Report               -> ShardLinked | ShardLost
 //! Generate    -> the head's own answer
 //! UnloadShard -> Shards::release; a load that is under way is cancelled
 //! ```
 //!
-//! A shard is named by its group and its layers. What is to be said of it goes to the agent; what is said of one that was
-//! let go meanwhile is dropped there. Start at [`Groups::perform`].
+//! A shard is named by its group and its layers. What is to be said of it goes to the agent; what is said of one that
+//! was let go meanwhile is dropped there. Start at [`Groups::perform`].
 
 mod digest;
 mod failure;

@@ -1,10 +1,10 @@
 //! How fast this machine reads its memory: what bounds the writing of tokens, each of which reads all weights once.
 //!
 //! Measured, not looked up: every thread that the engine would have sums its part of a buffer, over and over, for
-//! [`MEASURED_FOR`]. The buffer is larger than the caches of most processors, so that it is the memory that is read; where
-//! a cache is larger still, the number is that of the cache, and too good. Unpacking weights and multiplying is not in
-//! it: a node reads its layers no faster than this, and with fast kernels not much slower. Other programs that run
-//! meanwhile make it smaller, as they would the writing of tokens.
+//! [`MEASURED_FOR`]. The buffer is larger than the caches of most processors, so that it is the memory that is read;
+//! where a cache is larger still, the number is that of the cache, and too good. Unpacking weights and multiplying is
+//! not in it: a node reads its layers no faster than this, and with fast kernels not much slower. Other programs that
+//! run meanwhile make it smaller, as they would the writing of tokens.
 
 use std::hint::black_box;
 use std::num::NonZeroUsize;

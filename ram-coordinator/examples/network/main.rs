@@ -91,7 +91,7 @@ async fn main() -> anyhow::Result<()> {
     if let (Some(role), Some(coordinator)) = (&args.as_provider, &args.coordinator) {
         return be_provider(&role[0], Path::new(&role[1]), coordinator, args.lend.map(Bytes::new)).await;
     }
-    let show = Show { json: args.json };
+    let show = Show { json: args.json, silent: false };
     let started = Instant::now();
     let folder = tempfile::tempdir()?;
     let config = Config { listen: args.listen, database: Database::Memory, ..Config::default() };
@@ -265,9 +265,13 @@ async fn ask(
 /// The screen: for people, or one JSON object a line for programs.
 struct Show {
     json: bool,
+    silent: bool,
 }
 
 impl Show {
+    /// Shows nothing.
+    const SILENT: Self = Self { json: false, silent: true };
+
     fn up(&self, base_url: &str, providers: usize, took: Duration) {
         if self.json {
             say_line(&format!(
@@ -283,15 +287,22 @@ impl Show {
     }
 
     fn question(&self, question: &str) {
-        if !self.json {
+        if !self.json && !self.silent {
             say_line(&format!("you       {question}"));
             say(&format!("{MODEL}  "));
         }
     }
 
     fn delta(&self, delta: &str) {
-        if !self.json {
+        if !self.json && !self.silent {
             say(delta);
+        }
+    }
+
+    /// A provider is killed, at this place of the answer.
+    fn dies(&self, name: &str) {
+        if !self.json {
+            say(&format!(" [{name} is killed] "));
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{Show, ask, question};
 /// The demo model's end of text: ruled out, so that an answer of one sentence becomes one that takes a while.
 const END_TOKEN: &str = "1";
 /// Tokens of such an answer.
-const LONG: u64 = 300;
+const LONG: u64 = 120;
 /// How long a pipeline may take to be whole again.
 const WHOLE_WITHIN: Duration = Duration::from_secs(20);
 
@@ -80,7 +80,7 @@ pub(crate) async fn kill(
     show: &Show,
 ) -> anyhow::Result<()> {
     let (base_url, body) = (coordinator.base_url(), long(words));
-    let whole = ask(&base_url, key, &body, show, &mut |_| {}).await?;
+    let whole = ask(&base_url, key, &body, &Show::SILENT, &mut |_| {}).await?;
     for time in 0..times {
         let view = pipeline(coordinator).await?;
         let count = view.shards.len();
@@ -96,6 +96,7 @@ pub(crate) async fn kill(
             } else {
                 after = Some(text.len());
                 let _ = child.start_kill(); // As good as a power cut: the process says no word more.
+                show.dies(&name);
             }
             last_piece = now;
         };

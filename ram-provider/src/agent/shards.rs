@@ -1,5 +1,5 @@
-//! The shards that this node holds for groups, as far as the coordinator knows of them: who was asked for, who is ready,
-//! and who is let go because nobody asks any more.
+//! The shards that this node holds for groups, as far as the coordinator knows of them: who was asked for, who is
+//! ready, and who is let go because nobody asks any more.
 //!
 //! ```text
 //! LoadShard --> known --ShardReady--> ready --+-- ShardFailed, UnloadShard ----------------------> forgotten

@@ -120,8 +120,8 @@ impl Loader {
         reservation.ok_or(ShardFailure::OutOfMemory)
     }
 
-    /// The folder of a model: the operator's own, the bundled one, a whole one in the cache, or else one of these layers
-    /// alone, which is fetched unless it is there.
+    /// The folder of a model: the operator's own, the bundled one, a whole one in the cache, or else one of these
+    /// layers alone, which is fetched unless it is there.
     fn find(&self, id: &ModelId, shard: Shard, cancelled: &AtomicBool) -> Result<Found, ShardFailure> {
         let own = self.choices.iter().filter(|choice| models::full_id(&choice.model) == *id);
         let any = ModelChoice { model: id.clone(), path: None };

@@ -12,23 +12,26 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures::Stream;
 use ram_core::id::{JobId, ModelId};
-use ram_core::job::{Failure, Job, Outcome, Sampling};
+use ram_core::job::{Failure, Job, Outcome};
 use ram_core::units::TokenCount;
+use ram_infer::batch::blocks_for;
 use ram_infer::engine::{Event, Scribe, Script};
 use ram_infer::error::InferError;
 use ram_infer::sample::Report;
-use ram_pipeline::driver::{End, Request};
+use ram_pipeline::driver::{self, End};
 use ram_pipeline::member::{Member, Word};
 use ram_proto::frame::{Code, Logprob};
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
-use super::answer::Asked;
+use super::answer::{Asked, Listens};
 use super::{Answer, PendingAnswer};
 use crate::run::now;
 
@@ -39,6 +42,8 @@ pub struct Head {
     model: ModelId,
     member: Member,
     positions: TokenCount,
+    /// Blocks of keys and values that no session has asked for: whoever finds too few waits, in turn.
+    room: Arc<Semaphore>,
 }
 
 impl Head {
@@ -55,7 +60,8 @@ impl Head {
         member: Member,
         positions: TokenCount,
     ) -> Result<Self, InferError> {
-        Ok(Self { scribe: Scribe::load(dir)?, model, member, positions })
+        let room = Arc::new(Semaphore::new(blocks(positions).min(Semaphore::MAX_PERMITS)));
+        Ok(Self { scribe: Scribe::load(dir)?, model, member, positions, room })
     }
 
     /// The model's full id.
@@ -72,29 +78,44 @@ impl Head {
 
     /// Begins an answer. What stands in its way is told as its end; dropping it frees the memory of all shards.
     ///
-    /// Before the chain is linked it waits. Of a job that is being answered already the second answer fails.
+    /// Before the chain is linked, and while others fill its memory, it waits. Of a job that is being answered already
+    /// the second answer fails.
     #[must_use]
     pub fn answer(&self, job: Job) -> PendingAnswer {
         let head = self.clone();
         PendingAnswer::new(async move {
             // To write and to encode the prompt may take long.
-            let opened = tokio::task::spawn_blocking(move || head.open(job));
-            opened.await.unwrap_or(Err(Failure::Internal))
+            let opened = tokio::task::spawn_blocking({
+                let head = head.clone();
+                move || head.open(job)
+            });
+            let (mut script, asked, listens) = opened.await.unwrap_or(Err(Failure::Internal))?;
+            let mut events = VecDeque::new();
+            script.start(&mut events);
+            let session = if script.is_ended() { None } else { Some(head.begin(asked).await?) };
+            let start = script.answer_start();
+            Ok(Answer::new(Spoken { session, script, events, model: head.model }, start, listens))
         })
     }
 
-    fn open(self, job: Job) -> Result<Answer, Failure> {
-        let id = job.id;
+    /// Reads a job.
+    fn open(&self, job: Job) -> Result<(Script, driver::Request, Listens), Failure> {
+        let session = job.id;
         let Asked { request, listens } = Asked::new(job, self.scribe.call_format());
-        let (prompt, mut script) = self.scribe.begin(&request, self.positions)?;
-        let mut events = VecDeque::new();
-        script.start(&mut events);
-        let sampling = request.params.sampling;
-        let tokens_max = script.tokens_max();
-        let session =
-            (!script.is_ended()).then(|| Session::open(self.member, id, prompt, tokens_max, sampling));
-        let start = script.answer_start();
-        Ok(Answer::new(Spoken { session, script, events, model: self.model }, start, listens))
+        let (prompt, script) = self.scribe.begin(&request, self.positions)?;
+        let (tokens_max, sampling) = (script.tokens_max(), request.params.sampling);
+        let deadline = now().after(ANSWER_MAX);
+        let asked = driver::Request { session, prompt, tokens_max, sampling, deadline };
+        Ok((script, asked, listens))
+    }
+
+    /// Begins a session when there is room for it.
+    async fn begin(&self, asked: driver::Request) -> Result<Session, Failure> {
+        let needs = blocks(TokenCount::new(asked.prompt.len() as u64) + asked.tokens_max);
+        let needs = u32::try_from(needs).map_err(|_| Failure::OutOfMemory)?;
+        let room = self.room.clone().acquire_many_owned(needs).await.map_err(|_| Failure::Internal)?;
+        let (id, member) = (asked.session, self.member.clone());
+        Ok(Session { id, words: member.submit(asked), member, _room: room })
     }
 }
 
@@ -154,14 +175,12 @@ struct Session {
     id: JobId,
     member: Member,
     words: UnboundedReceiver<Word>,
+    _room: OwnedSemaphorePermit,
 }
 
-impl Session {
-    fn open(member: Member, id: JobId, prompt: Vec<u32>, tokens_max: TokenCount, sampling: Sampling) -> Self {
-        let deadline = now().after(ANSWER_MAX);
-        let words = member.submit(Request { session: id, prompt, tokens_max, sampling, deadline });
-        Self { id, member, words }
-    }
+/// Blocks that so many positions take.
+fn blocks(positions: TokenCount) -> usize {
+    usize::try_from(positions.get()).map_or(usize::MAX, blocks_for)
 }
 
 impl Drop for Session {

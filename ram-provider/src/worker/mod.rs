@@ -116,8 +116,8 @@ impl Worker {
     /// Finds every model of the configuration and plans its memory, then loads those that shall be in memory from the
     /// start. Takes as long as reading their weights: not for an async task.
     ///
-    /// A model that cannot be served is left out with a warning, as long as another one can, or the node holds shards for
-    /// others.
+    /// A model that cannot be served is left out with a warning, as long as another one can, or the node holds shards
+    /// for others.
     ///
     /// # Errors
     /// [`ProviderError`] when nothing is left to do, and why: the first model lies nowhere, does not fit under the
