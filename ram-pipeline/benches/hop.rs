@@ -1,5 +1,6 @@
 //! How long a frame is on its way from one end of a link to the other, on one machine:
-//! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs.
+//! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs; `--features iroh` for
+//! that, too.
 //!
 //! A step of one token, 16 KiB of activations, goes there and back; half of that time is shown. Each end has a thread
 //! and a runtime of its own, as two nodes have; in the rows `together` both ends share a thread, so that no thread has
@@ -7,19 +8,22 @@
 //! of 8 MiB.
 
 use std::hint::black_box;
-use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use ram_core::id::{Epoch, JobId};
 use ram_pipeline::link::alive::Watched;
 use ram_pipeline::link::frames::{self, Outgoing};
+#[cfg(feature = "iroh")]
+use ram_pipeline::link::iroh::Socket;
 use ram_pipeline::link::tls::{self, Door, Identity};
 use ram_pipeline::link::{Link, tcp};
+use ram_proto::control::shard::Addresses;
 use ram_proto::frame::{Decoded, Decoder, Frame, Head, Limits, Of, PrefixHash, Spent, Step, Want};
 use ram_proto::tensor::{Dtype, Shape};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -40,7 +44,7 @@ fn main() -> Result<(), Failure> {
     let is_test = !std::env::args().any(|argument| argument == "--bench");
     let (trips, long_trips) = if is_test { (20, 2) } else { (20_000, 60) };
     let mut rows = vec![codec(trips)];
-    for kind in [Kind::Tcp, Kind::Tls] {
+    for &kind in KINDS {
         rows.push(hops(kind, HIDDEN_BYTES, trips)?);
         rows.push(hops(kind, CHUNK_BYTES, long_trips)?);
         rows.push(together(kind, trips)?);
@@ -69,13 +73,33 @@ fn main() -> Result<(), Failure> {
 enum Kind {
     Tcp,
     Tls,
+    #[cfg(feature = "iroh")]
+    Iroh,
 }
+
+const KINDS: &[Kind] = &[
+    Kind::Tcp,
+    Kind::Tls,
+    #[cfg(feature = "iroh")]
+    Kind::Iroh,
+];
 
 impl Kind {
     const fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Tls => "tls",
+            #[cfg(feature = "iroh")]
+            Self::Iroh => "iroh",
+        }
+    }
+
+    const fn name_together(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp, together",
+            Self::Tls => "tls, together",
+            #[cfg(feature = "iroh")]
+            Self::Iroh => "iroh, together",
         }
     }
 
@@ -83,6 +107,8 @@ impl Kind {
         Duration::from_micros(match self {
             Self::Tcp => 30,
             Self::Tls => 50,
+            #[cfg(feature = "iroh")]
+            Self::Iroh => 200,
         })
     }
 }
@@ -162,25 +188,35 @@ fn together(kind: Kind, trips: usize) -> Result<Row, Failure> {
     });
     let mut times = times?;
     times.sort();
-    let what = match kind {
-        Kind::Tcp => "tcp, together",
-        Kind::Tls => "tls, together",
-    };
-    Ok(Row { what, bytes: HIDDEN_BYTES, times, target: None })
+    Ok(Row { what: kind.name_together(), bytes: HIDDEN_BYTES, times, target: None })
 }
 
 fn runtime() -> std::io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-async fn echo(kind: Kind, tell: &std::sync::mpsc::Sender<SocketAddr>) -> Result<(), Failure> {
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    tell.send(listener.local_addr()?)?;
-    let stream = tcp::accept(&listener).await?;
+async fn echo(kind: Kind, tell: &Sender<Addresses>) -> Result<(), Failure> {
     match kind {
-        Kind::Tcp => send_back(stream).await,
-        Kind::Tls => send_back(tls::accept(&Door::new(&identity(2), |_| true), stream).await?).await,
+        Kind::Tcp => send_back(stream(tell).await?).await,
+        Kind::Tls => {
+            let door = Door::new(&identity(2), |_| true);
+            send_back(tls::accept(&door, stream(tell).await?).await?).await
+        }
+        #[cfg(feature = "iroh")]
+        Kind::Iroh => {
+            let socket = socket(2).await?;
+            tell.send(socket.addresses()?)?;
+            let knock = socket.accept().await.ok_or("the socket is closed")?;
+            send_back(knock.open().await?).await
+        }
     }
+}
+
+/// Listens, tells where, and takes who comes.
+async fn stream(tell: &Sender<Addresses>) -> Result<TcpStream, Failure> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    tell.send(listener.local_addr()?.into())?;
+    Ok(tcp::accept(&listener).await?)
 }
 
 /// As a worker does it: heard by [`Watched`], which minds the peer's silence.
@@ -193,15 +229,26 @@ async fn send_back<L: Link>(link: L) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn measure(kind: Kind, far: SocketAddr, frame: Frame, trips: usize) -> Result<Vec<Duration>, Failure> {
-    let stream = tcp::dial(far).await?;
+async fn measure(kind: Kind, far: Addresses, frame: Frame, trips: usize) -> Result<Vec<Duration>, Failure> {
+    let address = || far.iter().next().ok_or("nowhere")?.parse().map_err(Failure::from);
     match kind {
-        Kind::Tcp => there_and_back(stream, frame, trips).await,
+        Kind::Tcp => there_and_back(tcp::dial(address()?).await?, frame, trips).await,
         Kind::Tls => {
+            let stream = tcp::dial(address()?).await?;
             let link = tls::dial(&identity(1), stream, identity(2).public()).await?;
             there_and_back(link, frame, trips).await
         }
+        #[cfg(feature = "iroh")]
+        Kind::Iroh => {
+            let link = socket(1).await?.dial(identity(2).public(), &far).await?;
+            there_and_back(link, frame, trips).await
+        }
     }
+}
+
+#[cfg(feature = "iroh")]
+async fn socket(number: u8) -> Result<Socket, Failure> {
+    Ok(Socket::bind(&[number; 32], "127.0.0.1:0".parse()?, Vec::new(), |_| true).await?)
 }
 
 async fn there_and_back<L: Link>(link: L, frame: Frame, trips: usize) -> Result<Vec<Duration>, Failure> {

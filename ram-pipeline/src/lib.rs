@@ -9,7 +9,7 @@
 //! | [`stage`] | a run of layers, as the pipeline sees it |
 //! | [`session`] | what a shard keeps of each session: room, progress, whose tokens |
 //! | [`sim`] | driver and workers on a clock of its own: tokens a second before there are machines |
-//! | `link` | streams between nodes, and frames over them: memory, TCP, TLS (feature `tokio`) |
+//! | `link` | streams between nodes, and frames over them: memory, TCP, TLS (feature `tokio`), QUIC (feature `iroh`) |
 //! | `member` | a node's part in a group, running: all of the above (feature `tokio`) |
 //!
 //! The crate thinks and, but for these two, does nothing else: no sockets, no clock, no model.

@@ -11,6 +11,8 @@ use ram_core::units::TokenCount;
 use ram_pipeline::link::alive::{Pulse, Watched};
 use ram_pipeline::link::frames::{self, Incoming};
 use ram_pipeline::link::greet::{self, Open};
+#[cfg(feature = "iroh")]
+use ram_pipeline::link::iroh::{IrohLink, Socket};
 use ram_pipeline::link::memory::{self, Cable, Way, Wire};
 use ram_pipeline::link::tls::{self, ALPN, Door, Identity, TlsLink};
 use ram_pipeline::link::{GREETING_MS, Link, LinkError, tcp};
@@ -36,12 +38,20 @@ enum Kind {
     Memory,
     Tcp,
     Tls,
+    #[cfg(feature = "iroh")]
+    Iroh,
 }
 
 type Any = Box<dyn Link>;
 
 impl Kind {
-    const ALL: &[Self] = &[Self::Memory, Self::Tcp, Self::Tls];
+    const ALL: &[Self] = &[
+        Self::Memory,
+        Self::Tcp,
+        Self::Tls,
+        #[cfg(feature = "iroh")]
+        Self::Iroh,
+    ];
 
     /// A link: who dialled, who accepted.
     async fn pair(self) -> (Any, Any) {
@@ -57,6 +67,11 @@ impl Kind {
             Self::Tls => {
                 let (near, far) = tcp_pair().await;
                 let (near, far) = private(near, far).await;
+                (Box::new(near), Box::new(far))
+            }
+            #[cfg(feature = "iroh")]
+            Self::Iroh => {
+                let (near, far) = iroh_pair().await;
                 (Box::new(near), Box::new(far))
             }
         }
@@ -83,6 +98,19 @@ async fn private<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
     let allowed = us.public();
     let door = Door::new(&them, move |key| *key == allowed);
     let (near, far) = tokio::join!(tls::dial(&us, near, them.public()), tls::accept(&door, far));
+    (near.unwrap(), far.unwrap())
+}
+
+#[cfg(feature = "iroh")]
+async fn iroh_pair() -> (IrohLink, IrohLink) {
+    let socket = async |number: u8| {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        Socket::bind(&[number; 32], listen, Vec::new(), |_| true).await.unwrap()
+    };
+    let (near, far) = (socket(1).await, socket(2).await);
+    let addresses = far.addresses().unwrap();
+    let accepted = async { far.accept().await.unwrap().open().await };
+    let (near, far) = tokio::join!(near.dial(identity(2).public(), &addresses), accepted);
     (near.unwrap(), far.unwrap())
 }
 

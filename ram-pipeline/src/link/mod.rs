@@ -8,6 +8,7 @@
 //! | [`memory`] | within a process, with delay, rate and faults: for tests and simulations |
 //! | [`tcp`] | plain TCP: for loopback and machines that trust their wire |
 //! | [`tls`] | TLS 1.3 with both ends pinned by their node keys: between machines |
+//! | `iroh` | QUIC through address translation, pinned likewise (feature `iroh`) |
 //!
 //! ```text
 //! dials    tls::dial(&identity, tcp::dial(address)?, key)?  -> greet::dial(link, hello)?   -> Open
@@ -21,6 +22,8 @@
 pub mod alive;
 pub mod frames;
 pub mod greet;
+#[cfg(feature = "iroh")]
+pub mod iroh;
 pub mod memory;
 pub mod tcp;
 pub mod tls;
@@ -100,6 +103,10 @@ impl From<io::Error> for LinkError {
                 tls::Fault::Unwelcome => Self::Unwelcome,
                 tls::Fault::Other => Self::Insecure(error),
             };
+        }
+        #[cfg(feature = "iroh")]
+        if let Some(reason) = iroh::reason(&error) {
+            return reason;
         }
         match error.kind() {
             BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => Self::Closed,
