@@ -1,13 +1,11 @@
-//! Links by iroh: who is let in, whom is spoken to, and what does without relays.
+//! Links by iroh: who is let in, and which relays are spoken to. What all links have in common is in `link.rs`.
 #![allow(clippy::unwrap_used, reason = "helpers of tests, too, say by their line what went wrong")]
 
-use ram_core::id::{Epoch, JobId, NodeKey};
-use ram_pipeline::link::frames;
+use ram_core::id::NodeKey;
 use ram_pipeline::link::iroh::{IrohLink, Relay, RelayError, Socket};
 use ram_pipeline::link::tls::{ALPN, Identity};
 use ram_pipeline::link::{Link, LinkError};
 use ram_proto::control::shard::Addresses;
-use ram_proto::frame::{Decoded, Frame, Head, Limits, Of};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -130,49 +128,4 @@ fn a_relay_is_a_url() {
     {
         assert_eq!(bad.parse::<Relay>(), Err(RelayError), "{bad}");
     }
-}
-
-/// A socket that is bound to loopback cannot send to another host; a process has no more ways out than its sockets.
-#[cfg(target_os = "linux")]
-#[tokio::test]
-async fn without_relays_a_process_has_no_socket_but_on_loopback() {
-    let (near, far) = (socket(1, |_| true).await, socket(2, |_| true).await);
-    let (near, far) = link(&near, &far, key(2)).await;
-    let (mut near, mut far) =
-        (frames::over(near.unwrap(), Limits::FULL), frames::over(far.unwrap(), Limits::FULL));
-    let of = Of { session: JobId::from_bits(1), epoch: Epoch::new(1) };
-    let frame = Frame { head: Head::Close(of), payload: vec![7; 100_000].into() };
-    for _ in 0..10 {
-        let (sent, heard) = tokio::join!(near.1.send(&frame), far.0.next());
-        sent.unwrap();
-        assert!(heard.unwrap() == Decoded::Known(frame.clone()));
-        let bound = bound();
-        assert!(bound.len() >= 2, "two sockets, and those of other tests: {bound:?}");
-        for address in bound {
-            assert!(
-                address.ends_with("0100007F") || address == "00000000000000000000000001000000",
-                "{address}"
-            );
-        }
-    }
-}
-
-/// The local addresses of all of this process's sockets of the internet, as the kernel writes them.
-#[cfg(target_os = "linux")]
-fn bound() -> Vec<String> {
-    let inodes: Vec<String> = std::fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok())
-        .filter_map(|to| Some(to.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
-        .collect();
-    let tables = ["udp", "udp6", "tcp", "tcp6", "raw", "raw6"];
-    let tables = tables.map(|table| std::fs::read_to_string(format!("/proc/self/net/{table}")));
-    let lines = tables.iter().flatten().flat_map(|table| table.lines().skip(1));
-    lines
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (address, _port) = fields[1].split_once(':')?;
-            inodes.iter().any(|inode| inode == fields[9]).then(|| address.to_owned())
-        })
-        .collect()
 }

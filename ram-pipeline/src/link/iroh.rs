@@ -90,7 +90,7 @@ impl Socket {
             0 => RelayMode::Disabled,
             _ => RelayMode::custom(relays.iter().map(|relay| relay.0.clone())),
         };
-        let endpoint = Endpoint::builder(presets::Minimal)
+        let builder = Endpoint::builder(presets::Minimal)
             .secret_key(SecretKey::from_bytes(seed))
             .alpns(vec![ALPN.to_vec()])
             .relay_mode(mode)
@@ -99,10 +99,9 @@ impl Socket {
             .max_tls_tickets(0)
             .clear_ip_transports()
             .bind_addr(listen)
-            .map_err(world)?
-            .bind()
-            .await
             .map_err(world)?;
+        // Its future is of more than 20 KiB, which whoever awaits this one need not hold.
+        let endpoint = Box::pin(builder.bind()).await.map_err(world)?;
         Ok(Self(Arc::new(Shared { endpoint, relays, opens_to: Box::new(opens_to) })))
     }
 
@@ -246,11 +245,13 @@ impl fmt::Debug for Shared {
 /// What is known of a link's end, in an error of a stream.
 pub(super) fn reason(error: &io::Error) -> Option<LinkError> {
     let source = error.get_ref()?;
-    let why = match (source.downcast_ref(), source.downcast_ref()) {
-        (Some(ReadError::ConnectionLost(why)), _) | (_, Some(WriteError::ConnectionLost(why))) => why,
-        _ => return None,
-    };
-    Some(lost(why.clone()))
+    let (read, write) = (source.downcast_ref(), source.downcast_ref());
+    match (read, write) {
+        (Some(ReadError::ConnectionLost(why)), _) | (_, Some(WriteError::ConnectionLost(why))) => {
+            Some(lost(why.clone()))
+        }
+        _ => None,
+    }
 }
 
 /// Why there is no connection any more.

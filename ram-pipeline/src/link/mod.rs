@@ -1,4 +1,4 @@
-//! The links of a pipeline: byte streams between two nodes, and frames over them (feature `tokio`).
+//! The links of a pipeline: byte streams between two nodes, and frames over them (features `tokio` and `iroh`).
 //!
 //! | room | what stands there |
 //! |---|---|
@@ -13,6 +13,7 @@
 //! ```text
 //! dials    tls::dial(&identity, tcp::dial(address)?, key)?  -> greet::dial(link, hello)?   -> Open
 //! accepts  tls::accept(&door, tcp::accept(&listener)?)?     -> greet::hear(link)?.welcome() -> Open
+//! or       socket.dial(key, addresses)?, socket.accept()?.open()?, likewise
 //! both     Open::converse(outbox, inbox, …)                    frames both ways until one end has enough
 //! ```
 //!
