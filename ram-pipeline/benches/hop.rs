@@ -1,6 +1,6 @@
 //! How long a frame is on its way from one end of a link to the other, on one machine:
-//! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs; `--features iroh` for
-//! that, too.
+//! `cargo bench -p ram-pipeline --features tokio --bench hop`, with `-- --json` for other programs;
+//! `--features iroh` for that, too.
 //!
 //! A step of one token, 16 KiB of activations, goes there and back; half of that time is shown. Each end has a thread
 //! and a runtime of its own, as two nodes have; in the rows `together` both ends share a thread, so that no thread has

@@ -11,9 +11,9 @@
 //! As with [`tls`](super::tls), who dials is done before the other end has judged its key: if that one refuses it, the
 //! first read says so. A connection has one link, and is closed with it.
 //!
-//! Nothing is sent to anybody but the peers that are dialled or knock, the relays that a [`Socket`] was given, and, where
-//! these have names, the name servers of this system: no discovery, no mapping of ports, no servers of iroh's makers, no
-//! public name servers. A relay sees who speaks to whom, and ciphertext. Where a machine dies without a word, no system
+//! Nothing is sent to anybody but the peers that are dialled or knock, the relays that a [`Socket`] was given, and,
+//! where these have names, the name servers of this system: no discovery, no mapping of ports, no servers of iroh's
+//! makers, no public name servers. A relay sees who speaks to whom, and ciphertext. Where a machine dies without a word, no system
 //! says so for it as with TCP: [`alive`](super::alive) notices.
 //!
 //! Start at [`Socket::bind`].
@@ -74,9 +74,9 @@ pub struct Knock {
 }
 
 impl Socket {
-    /// Binds `listen`, as the node whose key has this `seed` (RFC 8032, section 5.1.5), and keeps in touch with the nearest
-    /// of its `relays`; without any, nodes reach each other by their own addresses alone. Opens to the keys of which
-    /// `opens_to` says so, as of the moment when they knock.
+    /// Binds `listen`, as the node whose key has this `seed` (RFC 8032, section 5.1.5), and keeps in touch with the
+    /// nearest of its `relays`; without any, nodes reach each other by their own addresses alone. Opens to the keys of
+    /// which `opens_to` says so, as of the moment when they knock.
     ///
     /// # Errors
     /// [`LinkError::Io`]: the address is not to be had.
@@ -105,8 +105,8 @@ impl Socket {
         Ok(Self(Arc::new(Shared { endpoint, relays, opens_to: Box::new(opens_to) })))
     }
 
-    /// Where others can dial this node, as far as is known by now: by its own addresses, by those that its relay sees, by
-    /// its relay.
+    /// Where others can dial this node, as far as is known by now: by its own addresses, by those that its relay sees,
+    /// by its relay.
     ///
     /// # Errors
     /// [`AddressError`]: by none, or by more than others are told.
@@ -120,8 +120,8 @@ impl Socket {
     /// numbers, and relays that are this node's, too: no other relay is ever spoken to, whoever names it.
     ///
     /// # Errors
-    /// [`LinkError`]: [`LinkError::Stranger`] if somebody else is there, [`LinkError::Io`] if no address is of use. That the
-    /// other end does not want this node is told by the first read, at the latest.
+    /// [`LinkError`]: [`LinkError::Stranger`] if somebody else is there, [`LinkError::Io`] if no address is of use. That
+    /// the other end does not want this node is told by the first read, at the latest.
     pub async fn dial(&self, peer: NodeKey, addresses: &Addresses) -> Result<IrohLink, LinkError> {
         // What is no point of the curve is nobody's key.
         let id = PublicKey::from_bytes(peer.as_bytes()).map_err(|_| LinkError::Stranger)?;
