@@ -1,7 +1,7 @@
 //! Links by iroh, in a process of their own, whose sockets are all there are: none leads anywhere but to loopback.
 //!
-//! A socket that is bound to a loopback address cannot send to another host, and a process has no other ways out. While a
-//! node looks for its own addresses it asks its system, by a socket that lives for that moment, which way it would go
+//! A socket that is bound to a loopback address cannot send to another host, and a process has no other ways out. While
+//! a node looks for its own addresses it asks its system, by a socket that lives for that moment, which way it would go
 //! out: nothing is sent by that, and here it is over.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests, too, say by their line what went wrong")]

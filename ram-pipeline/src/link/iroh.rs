@@ -13,8 +13,9 @@
 //!
 //! Nothing is sent to anybody but the peers that are dialled or knock, the relays that a [`Socket`] was given, and,
 //! where these have names, the name servers of this system: no discovery, no mapping of ports, no servers of iroh's
-//! makers, no public name servers. A relay sees who speaks to whom, and ciphertext. Where a machine dies without a word, no system
-//! says so for it as with TCP: [`alive`](super::alive) notices.
+//! makers, no public name servers. A relay sees who speaks to whom, and ciphertext.
+//!
+//! Where a process dies without a word, no system says so for it as with TCP: [`alive`](super::alive) notices.
 //!
 //! Start at [`Socket::bind`].
 
@@ -116,12 +117,12 @@ impl Socket {
         Addresses::new(direct.chain(found.relay_urls().map(ToString::to_string)).collect())
     }
 
-    /// Makes a link to the one peer that is meant, by whichever of these addresses leads to it. Taken are direct ones of
-    /// numbers, and relays that are this node's, too: no other relay is ever spoken to, whoever names it.
+    /// Makes a link to the one peer that is meant, by whichever of these addresses leads to it. Taken are direct ones
+    /// of numbers, and relays that are this node's, too: no other relay is ever spoken to, whoever names it.
     ///
     /// # Errors
-    /// [`LinkError`]: [`LinkError::Stranger`] if somebody else is there, [`LinkError::Io`] if no address is of use. That
-    /// the other end does not want this node is told by the first read, at the latest.
+    /// [`LinkError`]: [`LinkError::Stranger`] if somebody else is there, [`LinkError::Io`] if no address is of use.
+    /// That the other end does not want this node is told by the first read, at the latest.
     pub async fn dial(&self, peer: NodeKey, addresses: &Addresses) -> Result<IrohLink, LinkError> {
         // What is no point of the curve is nobody's key.
         let id = PublicKey::from_bytes(peer.as_bytes()).map_err(|_| LinkError::Stranger)?;
