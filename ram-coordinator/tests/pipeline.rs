@@ -54,7 +54,7 @@ enum Moment {
 
 impl Network {
     async fn start(count: usize, machines: Option<&Machines>) -> Self {
-        let listen = machines.map_or("127.0.0.1:0".parse().unwrap(), |_| Machines::home());
+        let listen = machines.map_or_else(|| "127.0.0.1:0".parse().unwrap(), |_| Machines::home());
         let config = Config { listen, database: Database::Memory, ..Config::default() };
         let coordinator = ram_coordinator::start(config).await.unwrap();
         let new = NewKey { kind: KeyKind::Live, name: "test".to_owned(), credit: XRam::from_xram(1000) };

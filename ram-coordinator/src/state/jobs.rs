@@ -111,7 +111,7 @@ pub(super) struct Run {
     /// Over which pipeline, whose head the provider is.
     pub(super) group: Option<GroupId>,
     /// What the user was told, of answers that may be begun anew.
-    pub(super) heard: Option<Heard>,
+    pub(super) heard: Option<Box<Heard>>,
     pub(super) attempt: Attempt,
     pub(super) sent_at: Timestamp,
     /// After this without a word the attempt is given up.
