@@ -15,8 +15,8 @@ use ram_pipeline::link::memory::{self, Cable, Way, Wire};
 use ram_pipeline::link::tls::{self, ALPN, Door, Identity, TlsLink};
 use ram_pipeline::link::{GREETING_MS, Link, LinkError, tcp};
 use ram_proto::frame::{
-    Carries, Code, Decoded, Frame, FrameError, HEARTBEAT_LOST_MS, HEARTBEAT_MS, Head, Heartbeat, Hello,
-    Limits, ModelDigest, Of, Refusal, VERSION, Welcome,
+    Carries, Clock, Code, Decoded, Frame, FrameError, HEARTBEAT_LOST_MS, HEARTBEAT_MS, Head, Heartbeat,
+    Hello, Limits, ModelDigest, Of, Refusal, VERSION, Welcome,
 };
 use ram_proto::tensor::Dtype;
 use rustls::client::AlwaysResolvesClientRawPublicKeys;
@@ -608,7 +608,9 @@ async fn a_frame_that_is_unknown_is_answered_and_the_link_lives() {
     near.write_all(&bytes(&numbered(1, 1))).await.unwrap();
     let mut heard = Incoming::new(near, Limits::STRANGER);
     let refusal = Refusal { of: None, code: Code::Unsupported, retry_after_ms: None };
-    for frame in [Head::Welcome(welcome()).into(), heartbeat(2), Head::Error(refusal).into()] {
+    let clock = Some(Clock { at_us: 0, echo: None });
+    let lives = Head::Heartbeat(Heartbeat { sessions: 2, clock, ..Heartbeat::default() });
+    for frame in [Head::Welcome(welcome()).into(), lives.into(), Head::Error(refusal).into()] {
         assert_eq!(heard.next().await.unwrap(), Decoded::Known(frame));
     }
     assert_eq!(far.inbox.recv().await, Some(numbered(1, 1)));

@@ -101,7 +101,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`ProviderError::ShardsListen`].
-    pub(crate) async fn open(
+    pub(crate) fn open(
         config: &ProviderConfig,
         address: std::net::SocketAddr,
         identity: &NodeIdentity,
@@ -109,7 +109,7 @@ impl Groups {
         rate: ByteRate,
     ) -> Result<(Self, mpsc::UnboundedReceiver<ShardWord>), ProviderError> {
         let not_taken = |source| ProviderError::ShardsListen { address, source };
-        let shards = Shards::open(identity, address).await.map_err(not_taken)?;
+        let shards = Shards::open(identity, address).map_err(not_taken)?;
         let addresses = config::addresses(&config.shards_at, shards.address());
         info!(listen = %shards.address(), told = ?addresses, "holds layers for others");
         let (words, heard) = mpsc::unbounded_channel();

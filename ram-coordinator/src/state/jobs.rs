@@ -10,7 +10,8 @@
 //!                               +----------------------------------------------------------+
 //! ```
 //!
-//! An answer over a pipeline whose head is lost goes from Running back to Queued, with what the user has heard (`heard`).
+//! An answer over a pipeline whose head is lost goes from Running back to Queued, with what the user has heard
+//! (`heard`).
 //!
 //! A job takes one hold and resolves it once: by a settle for what was delivered, or by a void. Only the current
 //! attempt of the current provider is listened to; every other word about a job comes from a ghost. A result is judged
