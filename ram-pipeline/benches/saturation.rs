@@ -1,11 +1,11 @@
 //! What a pipeline keeps of its stages' speed, over TLS on one machine:
 //! `cargo bench -p ram-pipeline --features tokio --bench saturation`, with `-- --json` for other programs.
 //!
-//! Four members, each with a thread for its links and one for its stage, as nodes have them. Their stages sleep for 5 ms
-//! a pass, however many tokens are in it, as reading weights takes; so four of them fit on any machine, and what is lost
-//! is lost by everything else: frames, links, threads, and the order in which steps are taken. One session can get one
-//! token in four passes, and all sessions together one in each pass of a stage; more where passes have several. What a
-//! pass really took is measured, for sleep is no clock.
+//! Four members, each with a thread for its links and one for its stage, as nodes have them. Their stages sleep for 5
+//! ms a pass, however many tokens are in it, as reading weights takes; so four of them fit on any machine, and what is
+//! lost is lost by everything else: frames, links, threads, and the order in which steps are taken. One session can get
+//! one token in four passes, and all sessions together one in each pass of a stage; more where passes have several.
+//! What a pass really took is measured, for sleep is no clock.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
