@@ -142,7 +142,7 @@ impl Drop for Done<'_> {
         let mut spins = 0;
         while self.shared.gate.load(Ordering::Acquire) > 0 {
             spins += 1;
-            if spins < SPINS {
+            if spins < SPINS_FOR_OTHERS {
                 spin_loop();
             } else {
                 thread::yield_now(); // The system holds one up, perhaps to run this one.
@@ -285,8 +285,11 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The parts of a gate's number.
 const OPEN: usize = 1;
 const INSIDE: usize = 2;
-/// Some 100 µs of spinning: longer than a sampler takes between two passes.
-const SPINS: usize = 4000;
+/// Some 600 µs of spinning: longer than a sampler takes between two passes, or a step from one shard of this process to
+/// the next.
+const SPINS: usize = 25_000;
+/// Some 100 µs: a thread that is inside and takes longer to come out is not running.
+const SPINS_FOR_OTHERS: usize = 4000;
 /// Enough that a thread which was held up costs a few per cent of a region.
 const PARTS_A_THREAD: usize = 8;
 

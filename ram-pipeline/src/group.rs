@@ -89,7 +89,10 @@ enum Phase {
 /// A link that broke.
 #[derive(Clone, Copy, Debug)]
 struct Loss {
+    /// Who told of it, and whom it lost.
     ends: [ProviderId; 2],
+    /// Who was taken to be at fault.
+    blamed: ProviderId,
     at: Timestamp,
 }
 
@@ -320,8 +323,9 @@ impl Group {
         };
         if let Some(accused) = accused {
             let accused = self.layout.holders[accused];
-            self.strike(self.at_fault(from, accused, now), now);
-            self.last_loss = Some(Loss { ends: [from, accused], at: now });
+            let blamed = self.at_fault(from, accused, now);
+            self.strike(blamed, now);
+            self.last_loss = Some(Loss { ends: [from, accused], blamed, at: now });
             self.broken(now, effects);
         }
     }
@@ -342,6 +346,13 @@ impl Group {
         member.shards.clear();
         if !member.rests(now) {
             member.strike(now); // Else others were quicker to tell of the same loss.
+        }
+        // It was this one after all, and not who told of it.
+        if let Some(Loss { ends: [_, lost], blamed, at }) = self.last_loss
+            && (lost == node && blamed != node && now.since(at) < RELINKS_WITHIN)
+            && let Some(blamed) = self.members.get_mut(&blamed)
+        {
+            blamed.forgive();
         }
         self.forget_head(node);
         if self.layout.stage_of(node).is_some() {

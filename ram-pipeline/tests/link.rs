@@ -637,9 +637,9 @@ async fn a_frame_that_is_unknown_is_answered_and_the_link_lives() {
     let mut heard = Incoming::new(near, Limits::STRANGER);
     let refusal = Refusal { of: None, code: Code::Unsupported, retry_after_ms: None };
     let clock = Some(Clock { at_us: 0, echo: None });
-    let beat = Heartbeat { sessions: 2, clock, ..Heartbeat::default() };
-    for head in [Head::Welcome(welcome()), Head::Heartbeat(beat), Head::Error(refusal)] {
-        assert_eq!(heard.next().await.unwrap(), Decoded::Known(head.into()));
+    let lives = Head::Heartbeat(Heartbeat { sessions: 2, clock, ..Heartbeat::default() });
+    for frame in [Head::Welcome(welcome()).into(), lives.into(), Head::Error(refusal).into()] {
+        assert_eq!(heard.next().await.unwrap(), Decoded::Known(frame));
     }
     assert_eq!(far.inbox.recv().await, Some(numbered(1, 1)));
 }

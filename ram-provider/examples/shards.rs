@@ -110,17 +110,17 @@ impl Group {
         let (nodes, spares, epoch, dir) = (Vec::new(), Vec::new(), Epoch::new(0), dir.to_path_buf());
         let mut group = Self { dir, config, threads, nodes, spares, epoch, answers: 0, reports, reporter };
         for layers in LayerRange::split(layers, stages)? {
-            let node = group.node(layers, stages).await?;
+            let node = group.node(layers, stages)?;
             group.nodes.push(node);
         }
         group.join().await?;
         Ok(group)
     }
 
-    async fn node(&self, layers: LayerRange, stages: NonZeroU16) -> Result<Node, Fault> {
+    fn node(&self, layers: LayerRange, stages: NonZeroU16) -> Result<Node, Fault> {
         let mut seed = [0; 32];
         getrandom::fill(&mut seed)?;
-        let shards = Shards::open(&NodeIdentity::from_seeds(seed, seed), ([127, 0, 0, 1], 0).into()).await?;
+        let shards = Shards::open(&NodeIdentity::from_seeds(seed, seed), ([127, 0, 0, 1], 0).into())?;
         let (embed, head) = (layers.first() == 0, layers.end() == self.config.layers.get());
         let (shard, threads) = (Some(Shard { layers, embed, head }), Some(self.threads));
         let options =
@@ -158,7 +158,7 @@ impl Group {
         let victim = self.nodes.len().saturating_sub(2).max(1);
         if kills && self.spares.is_empty() {
             let stages = NonZeroU16::new(u16::try_from(self.nodes.len())?).ok_or("no shards")?;
-            self.spares.push(self.node(self.nodes[victim].peer.layers, stages).await?);
+            self.spares.push(self.node(self.nodes[victim].peer.layers, stages)?);
         }
         self.answers += 1;
         let vocabulary = u32::try_from(self.config.vocab_size)?;

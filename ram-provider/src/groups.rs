@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use ram_core::id::{Epoch, GroupId};
 use ram_core::job::Job;
 use ram_core::layers::LayerRange;
-use ram_core::units::ByteRate;
+use ram_core::units::{ByteRate, Bytes};
 use ram_crypto::identity::NodeIdentity;
 use ram_pipeline::member::{Chain, Member, Peer, Report};
 use ram_pipeline::worker::Side;
@@ -93,6 +93,8 @@ struct Held {
     linked: Option<Epoch>,
     /// On the first shard.
     head: Option<Head>,
+    /// The memory that it keeps.
+    reserved: Bytes,
 }
 
 impl Groups {
@@ -101,7 +103,7 @@ impl Groups {
     ///
     /// # Errors
     /// [`ProviderError::ShardsListen`].
-    pub(crate) async fn open(
+    pub(crate) fn open(
         config: &ProviderConfig,
         address: std::net::SocketAddr,
         identity: &NodeIdentity,
@@ -109,7 +111,7 @@ impl Groups {
         rate: ByteRate,
     ) -> Result<(Self, mpsc::UnboundedReceiver<ShardWord>), ProviderError> {
         let not_taken = |source| ProviderError::ShardsListen { address, source };
-        let shards = Shards::open(identity, address).await.map_err(not_taken)?;
+        let shards = Shards::open(identity, address).map_err(not_taken)?;
         let addresses = config::addresses(&config.shards_at, shards.address());
         info!(listen = %shards.address(), told = ?addresses, "holds layers for others");
         let (words, heard) = mpsc::unbounded_channel();
@@ -189,8 +191,12 @@ async fn take_in(groups: Weak<Inner>, load: LoadShard, number: u64, cancelled: A
     if cancelled.load(Ordering::Relaxed) {
         return;
     }
+    let Some(kept) = groups.upgrade().map(|groups| groups.book().held().map(|(_, held)| held.reserved).sum())
+    else {
+        return;
+    };
     let order = load.clone();
-    let loaded = tokio::task::spawn_blocking(move || loader.load(&order, &cancelled)).await;
+    let loaded = tokio::task::spawn_blocking(move || loader.load(&order, &cancelled, kept)).await;
     let Some(groups) = groups.upgrade() else { return };
     let held = match loaded.unwrap_or(Err(ShardFailure::Internal)) {
         Ok(loaded) => groups.hold(&load, loaded, number).await,
@@ -207,7 +213,7 @@ impl Inner {
         loaded: Loaded,
         number: u64,
     ) -> Result<Held, ShardFailure> {
-        let Loaded { stage, digest, dir } = loaded;
+        let Loaded { stage, digest, dir, reserved } = loaded;
         let (group, layers) = (load.group, load.layers);
         // A HELLO names no group: the same layers cannot be told apart.
         let is_same = |held: &Held| held.ready.digest == digest && held.ready.layers == layers;
@@ -235,7 +241,7 @@ impl Inner {
             head = Some(loaded.inspect_err(|_| self.shards.release(digest, layers))?);
         }
         tokio::spawn(relay(Arc::downgrade(self), (group, layers), number, reports));
-        Ok(Held { ready, member, linked: None, head })
+        Ok(Held { ready, member, linked: None, head, reserved })
     }
 
     /// Tells what came of a load, if somebody waits for it still.

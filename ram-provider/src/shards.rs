@@ -28,8 +28,8 @@ use ram_proto::control::shard::ADDRESSES_MAX;
 use ram_proto::frame::{Code, ModelDigest};
 use ram_proto::tensor::Dtype;
 use tokio::net::{TcpListener, TcpStream, lookup_host};
-use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, warn};
 
 use crate::run::now;
@@ -43,7 +43,9 @@ struct Inner {
     identity: Arc<Identity>,
     address: SocketAddr,
     held: Arc<Mutex<Held>>,
-    accepts: AbortHandle,
+    links: Handle,
+    /// The thread of the links ends with this.
+    _open: oneshot::Sender<()>,
 }
 
 /// What is held, by what a HELLO names.
@@ -53,19 +55,32 @@ struct Held {
 }
 
 impl Shards {
-    /// Opens the door. Takes the caller's tokio runtime.
+    /// Opens the door. Links have a thread of their own: what else the node does keeps no frame waiting, and a frame is
+    /// handed from task to task without waking anybody.
     ///
     /// # Errors
-    /// When nobody may listen at this address.
-    pub async fn open(identity: &NodeIdentity, address: SocketAddr) -> std::io::Result<Self> {
-        let listener = TcpListener::bind(address).await?;
+    /// When nobody may listen at this address, or there is no thread to be had.
+    pub fn open(identity: &NodeIdentity, address: SocketAddr) -> std::io::Result<Self> {
+        let listener = std::net::TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let identity = Arc::new(Identity::from_seed(&identity.node_seed()));
         let held = Arc::<Mutex<Held>>::default();
         let known = held.clone();
-        let door = Door::new(&identity, move |key| lock(&known).knows(key));
-        let accepts = tokio::spawn(accept(listener, Arc::new(door), held.clone())).abort_handle();
-        Ok(Self(Arc::new(Inner { identity, address, held, accepts })))
+        let door = Arc::new(Door::new(&identity, move |key| lock(&known).knows(key)));
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (links, accepted) = (runtime.handle().clone(), held.clone());
+        let (open, closed) = oneshot::channel();
+        std::thread::Builder::new().name("ram-links".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                let accepting = async { accept(TcpListener::from_std(listener)?, door, accepted).await };
+                tokio::select! {
+                    ended = accepting => ended.inspect_err(|error| warn!(%error, "the door to shards is shut")).is_ok(),
+                    _ = closed => true,
+                }
+            })
+        })?;
+        Ok(Self(Arc::new(Inner { identity, address, held, links, _open: open })))
     }
 
     /// Where others dial.
@@ -92,7 +107,9 @@ impl Shards {
     ) -> Member {
         let layers = stage.model().shard().layers;
         let config = config(model, &stage, shards);
+        let within = self.0.links.enter();
         let member = Member::start(config, stage, dialer(&self.0.identity), now, reports);
+        drop(within);
         lock(&self.0.held).members.insert((model, layers), (member.clone(), BTreeSet::new()));
         member
     }
@@ -196,10 +213,10 @@ async fn dial_at(identity: &Identity, node: NodeKey, address: &str) -> Result<Bo
 }
 
 /// Lets in who is known, and takes each to the shard that it means.
-async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) {
+async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) -> std::io::Result<()> {
     let callers = Arc::new(tokio::sync::Semaphore::new(CALLERS_MAX));
     loop {
-        let Ok(turn) = callers.clone().acquire_owned().await else { return };
+        let Ok(turn) = callers.clone().acquire_owned().await else { return Ok(()) };
         match tcp::accept(&listener).await {
             Ok(stream) => {
                 let (door, held) = (door.clone(), held.clone());
@@ -238,12 +255,6 @@ async fn greet_caller(door: &Door, stream: TcpStream, held: &Mutex<Held>) {
 
 fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
     held.lock().unwrap_or_else(PoisonError::into_inner) // a map of whole entries
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.accepts.abort();
-    }
 }
 
 impl fmt::Debug for Shards {

@@ -69,7 +69,7 @@ struct Group {
 }
 
 impl Group {
-    async fn new(dir: &Path, stages: u16) -> Self {
+    fn new(dir: &Path, stages: u16) -> Self {
         let layers = ram_infer::config::ModelConfig::read(dir).unwrap().layers;
         let (reporter, reports) = mpsc::unbounded_channel();
         let (nodes, epoch) = (Vec::new(), Epoch::new(0));
@@ -77,17 +77,17 @@ impl Group {
             Self { dir: dir.to_path_buf(), layers: layers.get(), nodes, epoch, made: 0, reports, reporter };
         let stages = NonZeroU16::new(stages).unwrap();
         for range in LayerRange::split(layers, stages).unwrap() {
-            let node = group.node(range, stages).await;
+            let node = group.node(range, stages);
             group.nodes.push(node);
         }
         group.join();
         group
     }
 
-    async fn node(&mut self, layers: LayerRange, stages: NonZeroU16) -> Node {
+    fn node(&mut self, layers: LayerRange, stages: NonZeroU16) -> Node {
         self.made += 1;
         let identity = NodeIdentity::from_seeds([self.made; 32], [self.made; 32]);
-        let shards = Shards::open(&identity, ([127, 0, 0, 1], 0).into()).await.unwrap();
+        let shards = Shards::open(&identity, ([127, 0, 0, 1], 0).into()).unwrap();
         let shard = Shard { layers, embed: layers.first() == 0, head: layers.end() == self.layers };
         let stage = stage(&self.dir, Some(shard));
         let member = shards.hold(MODEL, stage, stages, self.reporter.clone());
@@ -105,7 +105,7 @@ impl Group {
 
     async fn replace(&mut self, place: usize) {
         let stages = NonZeroU16::new(u16::try_from(self.nodes.len()).unwrap()).unwrap();
-        let spare = self.node(self.nodes[place].peer.layers, stages).await;
+        let spare = self.node(self.nodes[place].peer.layers, stages);
         drop(std::mem::replace(&mut self.nodes[place], spare));
         while !matches!(self.reports.recv().await, Some(Report::Lost(epoch, _)) if epoch == self.epoch) {}
         self.join();
@@ -147,7 +147,7 @@ async fn three_shards_answer_as_one_and_go_on_when_any_but_the_head_is_lost() {
     // After no token a long prompt is in the middle.
     for (lost, after) in [(1, 0), (1, 5), (2, 0), (2, 5)] {
         let answers = async {
-            let mut group = Group::new(home.path(), 3).await;
+            let mut group = Group::new(home.path(), 3);
             let mut words: Vec<_> = (0..3).map(|number| group.submit(number, &prompt(number))).collect();
             let mut first = hear(&mut words[0], after).await;
             group.replace(lost).await;

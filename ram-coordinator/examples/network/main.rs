@@ -20,7 +20,7 @@
 mod shards;
 
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use ram_coordinator::config::{Config, Database};
 use ram_coordinator::keys::{DEMO_KEY, KeyKind, NewKey};
 use ram_coordinator::{Running, run};
 use ram_core::id::JobId;
-use ram_core::units::{Bytes, TokenCount, TokenRate, XRam};
+use ram_core::units::{TokenCount, TokenRate, XRam};
 use ram_proto::openai::sse;
 use ram_proto::rest::PipelineView;
 use ram_proto::routes;
@@ -80,16 +80,20 @@ struct Args {
     as_provider: Option<Vec<String>>,
     #[arg(long, hide = true)]
     coordinator: Option<String>,
-    /// As a provider: lend so many bytes to models that several hold together, and serve none alone
+    /// As a provider: have memory for a part of the model alone, such that it takes so many to hold it
     #[arg(long, hide = true)]
-    lend: Option<u64>,
+    part_of: Option<u8>,
+    /// As such a provider: listen there for the others
+    #[arg(long, hide = true, default_value = "127.0.0.1:0")]
+    listen_for_shards: SocketAddr,
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     if let (Some(role), Some(coordinator)) = (&args.as_provider, &args.coordinator) {
-        return be_provider(&role[0], Path::new(&role[1]), coordinator, args.lend.map(Bytes::new)).await;
+        let part = args.part_of.map(|of| (of, args.listen_for_shards));
+        return be_provider(&role[0], Path::new(&role[1]), coordinator, part).await;
     }
     let show = Show { json: args.json, silent: false };
     let started = Instant::now();
@@ -99,18 +103,15 @@ async fn main() -> anyhow::Result<()> {
         format!("the coordinator did not start on {}; try --listen 127.0.0.1:0", args.listen)
     })?;
     let key = make_key(&coordinator, args.key).await?;
-    let (count, lend) = match args.shards {
-        Some(shards) => (shards + args.kill, Some(shards::memory_for(MODEL, shards)?)),
-        None => (args.providers, None),
-    };
-    let mut providers = start_providers(count, &coordinator.base_url(), folder.path(), lend)?;
-    wait_for(providers.len(), &coordinator, lend.is_some()).await?;
+    let count = args.shards.map_or(args.providers, |shards| shards + args.kill);
+    let mut providers = start_providers(count, &coordinator.base_url(), folder.path(), args.shards)?;
+    wait_for(providers.len(), &coordinator, args.shards.is_some()).await?;
     show.up(&coordinator.base_url(), providers.len(), started.elapsed());
 
     let answer = ask(&coordinator.base_url(), &key, &question(&args.question), &show, &mut |_| {}).await?;
     let postings = coordinator.store.entries_of(answer.job).await?;
     show.answer(&args.question, &answer, &postings);
-    if lend.is_some() {
+    if args.shards.is_some() {
         show.pipeline(&shards::pipeline(&coordinator).await?);
     }
     if args.kill > 0 {
@@ -126,12 +127,17 @@ async fn main() -> anyhow::Result<()> {
 }
 
 /// The provider's role: what `ram-provider run` does, until the parent is gone.
-async fn be_provider(name: &str, home: &Path, coordinator: &str, lend: Option<Bytes>) -> anyhow::Result<()> {
+async fn be_provider(
+    name: &str,
+    home: &Path,
+    coordinator: &str,
+    part: Option<(u8, SocketAddr)>,
+) -> anyhow::Result<()> {
     let config = ProviderConfig {
         coordinator: coordinator.parse()?,
         name: name.parse()?,
-        memory_cap: lend,
-        shards: lend.map(|_| SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
+        memory_cap: part.map(|(of, _)| shards::memory_for(MODEL, of)).transpose()?,
+        shards: part.map(|(_, listen)| listen),
         ..ProviderConfig::new(home)
     };
     let parent_gone = async {
@@ -158,7 +164,7 @@ fn start_providers(
     count: u8,
     coordinator: &str,
     folder: &Path,
-    lend: Option<Bytes>,
+    shards: Option<u8>,
 ) -> anyhow::Result<Vec<Child>> {
     let start = |number: u8| -> anyhow::Result<Child> {
         let name = format!("provider-{number}");
@@ -166,7 +172,7 @@ fn start_providers(
         let child = Command::new(std::env::current_exe()?)
             .args(["--coordinator", coordinator, "--as-provider", &name])
             .arg(home)
-            .args(lend.into_iter().flat_map(|lend| ["--lend".to_owned(), lend.get().to_string()]))
+            .args(shards.into_iter().flat_map(|shards| ["--part-of".to_owned(), shards.to_string()]))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .kill_on_drop(true)

@@ -9,7 +9,6 @@ use ram_core::validate::Verdict;
 use ram_proto::control::ToProvider;
 
 use super::event::{Effect, JobError, Payer, Reply};
-use super::heard::Heard;
 use super::jobs::{End, Phase, Run};
 use super::{Coordinator, reply, send};
 
@@ -41,7 +40,7 @@ impl Coordinator {
             record.tried.push(provider); // a head is tried again: another may have been at fault
         }
         let told = record.interrupted.take().and_then(|run| run.heard);
-        let heard = told.map(Heard::again).or_else(|| group.map(|_| Heard::default()));
+        let heard = told.map(|heard| Box::new(heard.again())).or_else(|| group.map(|_| Box::default()));
         record.phase = Phase::Running(Run { group, heard, ..Run::new(provider, attempt, now, patience) });
         node.running.insert(job);
         let run = ToProvider::Run { attempt, job: Box::new(record.job.clone()), group };

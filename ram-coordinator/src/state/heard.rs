@@ -30,7 +30,7 @@ struct Written {
 }
 
 /// What of a piece of an answer is new to the user.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct News {
     pub(super) content: PromptText,
     pub(super) reasoning: PromptText,

@@ -10,7 +10,8 @@
 //!                               +----------------------------------------------------------+
 //! ```
 //!
-//! An answer over a pipeline whose head is lost goes from Running back to Queued, with what the user has heard (`heard`).
+//! An answer over a pipeline whose head is lost goes from Running back to Queued, with what the user has heard
+//! (`heard`).
 //!
 //! A job takes one hold and resolves it once: by a settle for what was delivered, or by a void. Only the current
 //! attempt of the current provider is listened to; every other word about a job comes from a ghost. A result is judged
@@ -111,7 +112,7 @@ pub(super) struct Run {
     /// Over which pipeline, whose head the provider is.
     pub(super) group: Option<GroupId>,
     /// What the user was told, of answers that may be begun anew.
-    pub(super) heard: Option<Heard>,
+    pub(super) heard: Option<Box<Heard>>,
     pub(super) attempt: Attempt,
     pub(super) sent_at: Timestamp,
     /// After this without a word the attempt is given up.

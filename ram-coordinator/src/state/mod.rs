@@ -372,7 +372,10 @@ impl Coordinator {
         }
         run.deadline = now.after(self.config.limits.between_tokens);
         let piece = News { content, reasoning, tool_calls, logprobs };
-        let news = run.heard.as_mut().map_or(Ok(piece.clone()), |heard| heard.take(piece));
+        let news = match &mut run.heard {
+            Some(heard) => heard.take(piece),
+            None => Ok(piece),
+        };
         let Ok(news) = news else {
             effects.extend(self.cancel(provider, job, attempt));
             return self.differs(job, now, effects);

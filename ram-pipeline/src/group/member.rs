@@ -67,6 +67,12 @@ impl Member {
         self.rests_until = now.after(rest);
     }
 
+    /// Takes the last strike back.
+    pub(super) fn forgive(&mut self) {
+        self.strikes = self.strikes.saturating_sub(1);
+        self.rests_until = Timestamp::ZERO;
+    }
+
     /// Whether it is not to be chosen yet.
     pub(super) fn rests(&self, now: Timestamp) -> bool {
         now < self.rests_until

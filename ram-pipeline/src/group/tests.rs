@@ -578,6 +578,23 @@ fn who_loses_one_neighbour_after_the_other_is_at_fault() {
 }
 
 #[test]
+fn who_tells_of_some_that_are_really_gone_is_not_at_fault() {
+    let mut rig = Rig::ready(&[(4, &[1]), (5, &[2]), (6, &[2])]);
+    for (neighbour, lost, chain) in [
+        (Neighbour::Down, 2, [1, 4, 3]),
+        (Neighbour::Results, 3, [1, 4, 5]),
+        (Neighbour::Results, 5, [1, 4, 6]),
+    ] {
+        // The head hears of each first, and the coordinator a moment later.
+        rig.lose(1, rig.group.epoch().get(), neighbour);
+        let wants = rig.gone(lost);
+        rig.load_all(&wants);
+        let ready = rig.link_all(&chain);
+        assert!(matches!(ready.last(), Some(Want::Ready(_, 1, Jobs::GoOn))), "{lost} is gone: {ready:?}");
+    }
+}
+
+#[test]
 fn nodes_of_plans_of_before_are_forgotten() {
     let mut rig = Rig::ready(&[]);
     rig.gone(2);

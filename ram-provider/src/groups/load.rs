@@ -1,12 +1,13 @@
 //! From an order to layers in memory: the model found or fetched, checked, and loaded beside what is there.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::ModelId;
 use ram_core::memory::{self, Breakdown, Workload};
-use ram_core::units::TokenCount;
+use ram_core::units::{Bytes, TokenCount};
 use ram_infer::batch::blocks_for;
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
@@ -17,6 +18,8 @@ use ram_infer::kv::KvDtype;
 use ram_infer::models::{LoadOptions, Model, Shard};
 use ram_proto::control::shard::{LoadShard, ShardFailure};
 use ram_proto::frame::ModelDigest;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{digest, failure, needs};
@@ -42,6 +45,8 @@ pub(super) struct Loaded {
     pub(super) digest: ModelDigest,
     /// Where the model's files are.
     pub(super) dir: PathBuf,
+    /// The memory that it keeps.
+    pub(super) reserved: Bytes,
 }
 
 /// Where a model lies.
@@ -50,6 +55,9 @@ struct Found {
     /// Keeps it from being removed.
     kept: Option<Hold>,
 }
+
+/// How long a shard that was let go may take to leave: a pass over a piece of a prompt, at most.
+const LEAVES_WITHIN: Duration = Duration::from_secs(30);
 
 impl Loader {
     pub(super) fn new(config: &ProviderConfig, worker: &Worker) -> Self {
@@ -64,8 +72,15 @@ impl Loader {
         }
     }
 
-    /// Loads layers, until `cancelled` is set. Takes minutes where they must be fetched: not for an async task.
-    pub(super) fn load(&self, load: &LoadShard, cancelled: &AtomicBool) -> Result<Loaded, ShardFailure> {
+    /// Loads layers, until `cancelled` is set. Takes minutes where they must be fetched: for a thread of a runtime on
+    /// which one may block.
+    /// Shards that are held keep `held` of the memory.
+    pub(super) fn load(
+        &self,
+        load: &LoadShard,
+        cancelled: &AtomicBool,
+        held: Bytes,
+    ) -> Result<Loaded, ShardFailure> {
         let shard = Shard { layers: load.layers, embed: load.place.is_first(), head: load.place.is_last() };
         let sessions = load.sessions.max(1);
         let context = TokenCount::new(load.positions.get().div_ceil(sessions.into()));
@@ -75,7 +90,7 @@ impl Loader {
         let early = match spec {
             Some(spec) => {
                 check(load, spec.layers().get())?;
-                Some(self.reserve(self.by_catalogue(spec, shard, workload))?)
+                Some(self.reserve(self.by_catalogue(spec, shard, workload), cancelled, held)?)
             }
             None => None,
         };
@@ -86,7 +101,7 @@ impl Loader {
             Some(reservation) => reservation,
             None => {
                 let needs = needs::by_files(&dir, &config, shard, workload);
-                self.reserve(needs.map_err(|_| ShardFailure::Unavailable)?)?
+                self.reserve(needs.map_err(|_| ShardFailure::Unavailable)?, cancelled, held)?
             }
         };
         // On a GPU there are whole models only.
@@ -99,8 +114,9 @@ impl Loader {
         let positions = positions.map_err(|_| ShardFailure::OutOfMemory)?;
         let blocks = u64::try_from(blocks_for(positions)).map_err(|_| ShardFailure::OutOfMemory)?;
         let kv = model.block_bytes().saturating_mul(blocks);
+        let reserved = reservation.bytes();
         let stage = ModelStage::new(model, kv, sessions.into()).keeping((reservation, kept));
-        Ok(Loaded { stage, digest, dir })
+        Ok(Loaded { stage, digest, dir, reserved })
     }
 
     /// By the catalogue, whose keys and values are in bf16; in f32 they take twice that.
@@ -112,10 +128,30 @@ impl Loader {
         }
     }
 
-    fn reserve(&self, needs: Breakdown) -> Result<Reservation, ShardFailure> {
-        let reservation = self.worker.reserve(needs.total());
+    /// Sets memory aside. A shard that was just let go still has its own until its last pass is over: what would fit
+    /// without it waits for that.
+    fn reserve(
+        &self,
+        needs: Breakdown,
+        cancelled: &AtomicBool,
+        held: Bytes,
+    ) -> Result<Reservation, ShardFailure> {
+        let (worker, total) = (&self.worker, needs.total());
+        let reserving = async {
+            let mut changes = worker.changes();
+            loop {
+                changes.mark_unchanged(); // before the look, so that no change between both is missed
+                let reservation = worker.reserve(total);
+                let is_over = total + held > worker.lendable() || cancelled.load(Ordering::Relaxed);
+                if reservation.is_some() || is_over || changes.changed().await.is_err() {
+                    return reservation;
+                }
+            }
+        };
+        let waiting = async { timeout(LEAVES_WITHIN, reserving).await.ok().flatten() };
+        let reservation = Handle::current().block_on(waiting);
         if reservation.is_none() {
-            warn!(%needs, lendable = %self.worker.lendable(), "layers do not fit into the memory");
+            warn!(%needs, lendable = %worker.lendable(), "layers do not fit into the memory");
         }
         reservation.ok_or(ShardFailure::OutOfMemory)
     }

@@ -34,6 +34,13 @@ impl Worker {
     }
 }
 
+impl Reservation {
+    /// How much it is.
+    pub(crate) const fn bytes(&self) -> Bytes {
+        self.bytes
+    }
+}
+
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.worker.memory().shelf.unreserve(self.bytes);
