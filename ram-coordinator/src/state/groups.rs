@@ -11,6 +11,7 @@
 //! them what happens, does what they say, and lets the heads of groups that are ready offer their models: from there
 //! on they are chosen, priced and paid as all others.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -219,16 +220,13 @@ impl Coordinator {
     ) -> Vec<Node> {
         let nodes = self.registry.nodes().filter(|(id, _)| !without.contains(id));
         let mut nodes: Vec<Node> = nodes.filter_map(|(id, _)| self.lender(id, model, now)).collect();
-        nodes.sort_by_key(|node| (std::cmp::Reverse(node.weights_per_s), node.id));
-        let mut sum = Bytes::ZERO;
-        let enough = |node: &Node| {
-            let before = sum;
-            sum += node.room.available();
-            before
-        };
-        let sums: Vec<Bytes> = nodes.iter().map(enough).collect();
-        let of_use = sums.iter().enumerate().take_while(|(n, before)| {
-            *n < NODES_MAX && (*n < LOOKED_AT || **before < needs.saturating_mul(2))
+        nodes.sort_by_key(|node| (Reverse(node.weights_per_s), node.id));
+        nodes.truncate(NODES_MAX);
+        let mut before = Bytes::ZERO;
+        let of_use = nodes.iter().enumerate().take_while(|(number, node)| {
+            let is_scarce = before < needs.saturating_mul(2);
+            before += node.room.available();
+            *number < LOOKED_AT || is_scarce
         });
         let count = of_use.count();
         nodes.truncate(count);
@@ -388,7 +386,8 @@ impl Coordinator {
                 group::Effect::Ready { head, jobs, .. } => {
                     self.set_head(model, Some(head.provider_id()));
                     if jobs == Jobs::StartAnew {
-                        self.start_anew(model, now, effects);
+                        // Those of before go on at the head that there is now.
+                        self.fail_running(model, now, effects);
                     }
                     self.serve_waiting(now, effects);
                 }
@@ -416,13 +415,8 @@ impl Coordinator {
         }
     }
 
-    /// Jobs that ran over a group whose head knows nothing of them go on at the one that it has now.
-    fn start_anew(&mut self, model: &ModelId, now: Timestamp, effects: &mut Vec<Effect>) {
-        self.fail_running(model, Failure::ProviderLost, now, effects);
-    }
-
-    /// Ends the attempts that run over the group of a model.
-    fn fail_running(&mut self, model: &ModelId, failure: Failure, now: Timestamp, effects: &mut Vec<Effect>) {
+    /// Ends the attempts that run over the group of a model, as if their head was lost.
+    fn fail_running(&mut self, model: &ModelId, now: Timestamp, effects: &mut Vec<Effect>) {
         let over_group = |record: &&JobRecord| {
             let runs = matches!(&record.phase, Phase::Running(run) if run.group.is_some());
             runs && record.job.model == *model
@@ -437,7 +431,7 @@ impl Coordinator {
             if let Some(node) = self.registry.node_mut(provider) {
                 node.running.remove(&job);
             }
-            self.attempt_failed(job, failure, None, now, effects);
+            self.attempt_failed(job, Failure::ProviderLost, None, now, effects);
         }
     }
 
@@ -445,7 +439,7 @@ impl Coordinator {
     fn fell_apart(&mut self, model: &ModelId, end: group::End, now: Timestamp, effects: &mut Vec<Effect>) {
         self.set_head(model, None);
         self.groups.by_model.remove(model);
-        self.fail_running(model, Failure::ProviderLost, now, effects);
+        self.fail_running(model, now, effects);
         if self.registry.offering(model).next().is_none() {
             for job in self.jobs.waiting(model) {
                 let error = JobError::FellApart { model: model.clone(), end };
