@@ -67,6 +67,8 @@ pub struct Group {
     epoch: Epoch,
     /// When links were made, in the last minute.
     relinks: VecDeque<Timestamp>,
+    /// How many of them, or of those to come, make up for nodes that are really gone.
+    excused: usize,
     last_loss: Option<Loss>,
     /// Since when it is not ready.
     unready: Timestamp,
@@ -133,6 +135,7 @@ impl Group {
             phase: Phase::Loading,
             epoch: Epoch::default(),
             relinks: VecDeque::new(),
+            excused: 0,
             last_loss: None,
             unready: now,
             head: None,
@@ -347,15 +350,19 @@ impl Group {
         if !member.rests(now) {
             member.strike(now); // Else others were quicker to tell of the same loss.
         }
-        // It was this one after all, and not who told of it.
         if let Some(Loss { ends: [_, lost], blamed, at }) = self.last_loss
-            && (lost == node && blamed != node && now.since(at) < RELINKS_WITHIN)
-            && let Some(blamed) = self.members.get_mut(&blamed)
+            && (lost == node && now.since(at) < RELINKS_WITHIN)
         {
-            blamed.forgive();
+            // It was this one after all, and not who told of it, and no fault of the links.
+            if let Some(blamed) = self.members.get_mut(&blamed).filter(|_| blamed != node) {
+                blamed.forgive();
+            }
+            self.excused += 1;
+            self.last_loss = None;
         }
         self.forget_head(node);
         if self.layout.stage_of(node).is_some() {
+            self.excused += 1;
             self.broken(now, effects);
         }
     }
@@ -519,6 +526,9 @@ impl Group {
             return self.mend(now, effects);
         }
         self.relinks.retain(|at| now.since(*at) < RELINKS_WITHIN);
+        let excused = self.excused.min(self.relinks.len());
+        self.relinks.drain(..excused);
+        self.excused -= excused;
         if self.relinks.len() > RELINKS_MAX {
             return self.end(End::Unstable, effects);
         }

@@ -28,7 +28,6 @@ impl Machines {
             .args(&devices)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("no python3: {error}"))?;
         let mut ready = String::new();

@@ -44,7 +44,10 @@ def main() -> None:
                     return
                 cut.add(int(word[1]))
                 continue
-            packet = os.read(fd, 65536)
+            try:
+                packet = os.read(fd, 65536)
+            except OSError:
+                continue  # Nothing after all, or its machine is gone.
             if len(packet) < 20 or packet[0] >> 4 != 4 or packet[16:19] != bytes([10, 77, 0]):
                 continue  # Not of this network: IPv6's own talk, most likely.
             to = packet[19]

@@ -403,6 +403,27 @@ fn a_group_that_breaks_again_and_again_ends() {
 }
 
 #[test]
+fn a_group_outlives_many_that_are_really_gone() {
+    let spares: Vec<(u8, &[usize])> = (10..30).map(|node| (node, &[1_usize][..])).collect();
+    let mut rig = Rig::ready(&spares);
+    for death in 0..20 {
+        let holders: Vec<ProviderId> = rig.group.holders().map(|(node, _)| node).collect();
+        let lost = (1..40).find(|node| id(*node) == holders[1]).unwrap();
+        let mut wants = Vec::new();
+        if death % 2 == 0 {
+            wants.extend(rig.lose(1, rig.group.epoch().get(), Neighbour::Down));
+        }
+        wants.extend(rig.gone(lost));
+        let more = rig.load_all(&wants);
+        rig.load_all(&more);
+        let next = rig.group.holders().map(|(node, _)| node).collect::<Vec<_>>()[1];
+        let next = (1..40).find(|node| id(*node) == next).unwrap();
+        let ready = rig.link_all(&[1, next, 3]);
+        assert!(matches!(ready.last(), Some(Want::Ready(..))), "death {death}: {ready:?}");
+    }
+}
+
+#[test]
 fn a_failure_that_time_does_not_mend_is_not_tried_again() {
     let (mut rig, _) = Rig::new(&plan(&[1, 2], &[(4, &[1])], 1000));
     let wants = rig.fail(2, range(6, 12), ShardFailure::OutOfMemory);
@@ -586,12 +607,21 @@ fn who_tells_of_some_that_are_really_gone_is_not_at_fault() {
         (Neighbour::Results, 5, [1, 4, 6]),
     ] {
         // The head hears of each first, and the coordinator a moment later.
-        rig.lose(1, rig.group.epoch().get(), neighbour);
+        let told = rig.lose(1, rig.group.epoch().get(), neighbour);
+        rig.load_all(&told);
         let wants = rig.gone(lost);
         rig.load_all(&wants);
         let ready = rig.link_all(&chain);
         assert!(matches!(ready.last(), Some(Want::Ready(_, 1, Jobs::GoOn))), "{lost} is gone: {ready:?}");
     }
+    // It tells of both before the coordinator sees either.
+    let mut rig = Rig::ready(&[(4, &[1]), (5, &[2])]);
+    rig.lose(1, 1, Neighbour::Down);
+    rig.link_all(&[1, 4, 3]);
+    rig.lose(1, 2, Neighbour::Results);
+    assert!(rig.group.members[&id(1)].rests(at(rig.now)), "so far its line looks bad");
+    rig.gone(3);
+    assert!(!rig.group.members[&id(1)].rests(at(rig.now)), "it was not");
 }
 
 #[test]
