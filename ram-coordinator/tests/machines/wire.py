@@ -30,7 +30,7 @@ def main() -> None:
     delay, loss = float(sys.argv[1]) / 1e3, float(sys.argv[2]) / 100
     ends = [device(name) for name in sys.argv[3:]]
     number = {fd: n for n, fd in enumerate(ends, 1)}
-    dice, cut = random.Random(7), set()
+    dice, cut, said = random.Random(7), set(), b""
     under_way: list[tuple[float, int, int, bytes]] = []
     count = 0
     print("READY", flush=True)
@@ -39,10 +39,11 @@ def main() -> None:
         ready, _, _ = select.select([sys.stdin.fileno(), *ends], [], [], wait)
         for fd in ready:
             if fd == sys.stdin.fileno():
-                word = os.read(fd, 64).split()
-                if not word:
+                words = os.read(fd, 64)
+                if not words:
                     return
-                cut.add(int(word[1]))
+                *lines, said = (said + words).split(b"\n")  # A line may come in pieces.
+                cut.update(int(line.split()[1]) for line in lines)
                 continue
             try:
                 packet = os.read(fd, 65536)
