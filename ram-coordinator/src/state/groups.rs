@@ -41,8 +41,8 @@ pub const PIPELINE_WORKLOAD: Workload = Workload { context: TokenCount::new(8192
 const IDLE: Duration = Duration::from_secs(30 * 60);
 /// How often it is looked for a better plan, and for spares.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// How long it is taken for granted that a model cannot be held.
-const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// How long it is taken for granted that a model can be held, or cannot: to plan takes a while, and anybody may ask.
+const JUDGED_FOR: Duration = Duration::from_secs(5);
 /// What a pass takes in a node beside reading weights.
 const OVERHEAD: Duration = Duration::from_micros(500);
 /// Nodes that a plan looks at in any case, the fastest ones; more only for their memory.
@@ -54,8 +54,8 @@ const UNKNOWN_LINK: Link = Link::WAN;
 #[derive(Debug, Default)]
 pub(super) struct Groups {
     by_model: BTreeMap<ModelId, Pipeline>,
-    /// What was not to be had lately, and why.
-    refused: BTreeMap<ModelId, (Timestamp, Refusal)>,
+    /// What was lately found to be had together, or not, and until when that is taken for granted.
+    judged: BTreeMap<ModelId, (Timestamp, Result<(), Refusal>)>,
 }
 
 /// A group, with what is to be known of it here.
@@ -136,8 +136,16 @@ impl Coordinator {
         if self.groups.has(&model) {
             return Ok(());
         }
-        match self.plan(spec, &BTreeSet::new(), now) {
-            Ok(_) => Ok(()),
+        let judged = match self.groups.judged.get(&model) {
+            Some((until, judged)) if now < *until => *judged,
+            _ => {
+                let judged = self.plan(spec, &BTreeSet::new(), now).map(drop);
+                self.groups.judged.insert(model.clone(), (now.after(JUDGED_FOR), judged));
+                judged
+            }
+        };
+        match judged {
+            Ok(()) => Ok(()),
             Err(Refusal::NoNodes) => Err(JobError::NoCapacity(model)),
             Err(refusal) => Err(JobError::DoesNotFit { model, refusal }),
         }
@@ -187,27 +195,20 @@ impl Coordinator {
 
     /// Who could hold which layers of a model, of the nodes that lend and are not among `without`.
     fn plan(
-        &mut self,
-        spec: &'static ModelSpec,
+        &self,
+        spec: &ModelSpec,
         without: &BTreeSet<ProviderId>,
         now: Timestamp,
     ) -> Result<Plan, Refusal> {
-        let model = spec.model_id();
-        if let Some((until, refusal)) = self.groups.refused.get(&model)
-            && now < *until
-        {
-            return Err(*refusal);
-        }
         let needs = ModelNeeds::of(spec);
-        let nodes =
-            self.lenders(&model, needs.needs(spec.all_layers(), PIPELINE_WORKLOAD).total(), without, now);
+        let nodes = self.lenders(
+            &spec.model_id(),
+            needs.needs(spec.all_layers(), PIPELINE_WORKLOAD).total(),
+            without,
+            now,
+        );
         let wish = Wish { workload: PIPELINE_WORKLOAD, objective: Objective::Latency };
-        let plan = plan::choose(&needs, &nodes, &self.links(), &wish);
-        self.groups.refused.retain(|_, (until, _)| now < *until);
-        if let Err(refusal) = &plan {
-            self.groups.refused.insert(model, (now.after(REFUSED_FOR), *refusal));
-        }
-        plan
+        plan::choose(&needs, &nodes, &self.links(), &wish)
     }
 
     /// Nodes that lend memory to a model which needs so much in all: the fastest ones.
@@ -291,7 +292,7 @@ impl Coordinator {
     }
 
     fn lender_came(&mut self, provider: ProviderId, now: Timestamp, effects: &mut Vec<Effect>) {
-        self.groups.refused.clear();
+        self.groups.judged.clear();
         for model in self.groups.models() {
             if let Some(node) = self.lender(provider, &model, now)
                 && let Some(pipeline) = self.groups.by_model.get(&model)
@@ -336,9 +337,13 @@ impl Coordinator {
         }
         for model in self.jobs.waiting_models() {
             let is_orphaned = !self.groups.has(&model) && self.registry.offering(&model).next().is_none();
-            if let Some(job) = self.jobs.waiting(&model).first().filter(|_| is_orphaned) {
-                // If it cannot be had, who waits hears so when its time is over.
-                let _ = self.gather(*job, now, effects);
+            let first = self.jobs.waiting(&model).first().copied().filter(|_| is_orphaned);
+            let spec = first.and_then(|job| self.jobs.get_mut(job)).map(|record| record.spec);
+            if let (Some(job), Some(spec)) = (first, spec)
+                && self.could_gather(spec, now).is_ok()
+            {
+                // If it cannot be had after all, who waits hears so when its time is over.
+                let _ = self.gather(job, now, effects);
             }
         }
     }
