@@ -8,6 +8,7 @@
 //! of 8 MiB.
 
 use std::hint::black_box;
+use std::io::{Read, Write};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -43,7 +44,7 @@ fn main() -> Result<(), Failure> {
     // `cargo test` runs benches, too: once through everything is enough there.
     let is_test = !std::env::args().any(|argument| argument == "--bench");
     let (trips, long_trips) = if is_test { (20, 2) } else { (20_000, 60) };
-    let mut rows = vec![codec(trips)];
+    let mut rows = vec![codec(trips), bare(trips)?];
     for &kind in KINDS {
         rows.push(hops(kind, HIDDEN_BYTES, trips)?);
         rows.push(hops(kind, CHUNK_BYTES, long_trips)?);
@@ -153,6 +154,37 @@ fn codec(trips: usize) -> Row {
     }
     times.sort();
     Row { what: "codec", bytes: HIDDEN_BYTES, times, target: Some(Duration::from_micros(5)) }
+}
+
+/// As many bytes there and back between two threads that block.
+#[expect(clippy::disallowed_methods, reason = "a bench reads the clock")]
+fn bare(trips: usize) -> Result<Row, Failure> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let (warm, mut bytes) = (trips / 5, vec![7; HIDDEN_BYTES]);
+    let far = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        let mut bytes = vec![0; HIDDEN_BYTES];
+        (0..warm + trips).try_for_each(|_| {
+            stream.read_exact(&mut bytes)?;
+            stream.write_all(&bytes)
+        })
+    });
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut times = Vec::with_capacity(trips);
+    for trip in 0..warm + trips {
+        let start = Instant::now();
+        stream.write_all(&bytes)?;
+        stream.read_exact(&mut bytes)?;
+        if trip >= warm {
+            times.push(start.elapsed() / 2);
+        }
+    }
+    far.join().map_err(|_| "the other end panicked")??;
+    times.sort();
+    Ok(Row { what: "bare tcp", bytes: HIDDEN_BYTES, times, target: None })
 }
 
 /// Frames there and back.
