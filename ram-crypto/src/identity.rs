@@ -70,6 +70,12 @@ impl NodeIdentity {
         PublicKey::from(&self.e2e).to_bytes()
     }
 
+    /// The secret of the X25519 key: what opens the prompts that are sealed to it.
+    #[cfg(feature = "seal")]
+    pub(crate) const fn e2e_secret(&self) -> &StaticSecret {
+        &self.e2e
+    }
+
     /// What a person compares, instead of two keys of 64 digits.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
