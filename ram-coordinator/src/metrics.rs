@@ -322,6 +322,7 @@ fn reason(error: &JobError) -> &'static str {
     match error {
         JobError::UnknownModel(_) => "unknown_model",
         JobError::NoCapacity(_) | JobError::DoesNotFit { .. } => "no_capacity",
+        JobError::ProviderGone => "provider_gone",
         JobError::Loading(_) => "loading",
         JobError::FellApart { .. } => "fell_apart",
         JobError::QueueFull(_) => "queue_full",

@@ -521,8 +521,8 @@ impl User {
                 debug!(%job, %model, %provider, %prompt, ms, "job started");
                 self.provider = Some(*provider);
             }
-            Reply::Delta { .. } if self.has_word => {}
-            Reply::Delta { .. } => {
+            Reply::Delta { .. } | Reply::Sealed { .. } if self.has_word => {}
+            Reply::Delta { .. } | Reply::Sealed { .. } => {
                 self.has_word = true;
                 metrics.first_word(model, waited);
             }

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod machines;
+mod sealing;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -225,6 +226,20 @@ async fn whoever_is_killed_whenever_the_text_is_the_same() {
         assert_eq!(answer, whole, "shard {place} was killed in {moment:?}");
         println!("shard {place} killed in {moment:?}: the longest pause was {} ms", pause.as_millis());
     }
+    network.audit().await;
+}
+
+/// The head opens the prompt, and seals what all of them have written.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sealed_is_answered_by_all_of_them_as_what_is_said() {
+    let network = Network::start(SHARDS, None).await;
+    let body = question("What is the capital of France?");
+    let (said, _) = network.ask(&body, || {}).await;
+    let client = sealing::Client { base_url: network.coordinator.base_url(), key: network.key.clone() };
+    let (response, waiting) = client.ask(&body.to_string(), true).await;
+    let (sealed, _) = sealing::streamed(response, waiting).await;
+    // An offer is for fewer tokens than the question asks for.
+    assert!(!sealed.is_empty() && said.text.starts_with(&sealed), "{sealed}, {}", said.text);
     network.audit().await;
 }
 

@@ -225,6 +225,11 @@ pub enum Failure {
         "no answer can be held to this format: it is impossible, too large, or asks for what cannot be enforced"
     )]
     InvalidFormat,
+    /// What was sealed does not open here.
+    #[error(
+        "the node cannot open the prompt: it was sealed to another key, for another job or model, or changed"
+    )]
+    Unopened,
     /// The answer has come to where its format takes too much work, or leaves the model no token.
     #[error("the answer cannot be held to its format any further")]
     FormatFailed,
@@ -273,6 +278,7 @@ impl Failure {
             | Self::InvalidPrompt
             | Self::InvalidFormat
             | Self::FormatFailed
+            | Self::Unopened
             | Self::Cancelled => Retry::Never,
             Self::ModelUnavailable
             | Self::OutOfMemory

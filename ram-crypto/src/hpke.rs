@@ -1,13 +1,13 @@
 //! Version 2 of the sealed exchange: HPKE for the prompt, a stream of numbered chunks for the answer.
 //!
 //! ```text
-//! client                                                         provider
+//! client                                                provider
 //! seal(e2e key, binding, prompt) -> Request, Waiting
-//!    | -- enc, ciphertext ------------------------------------------> |  open(identity, binding, request) -> prompt, Answering
+//!    | -- enc, ciphertext --------------------------------> |  open(identity, …) -> prompt, Answering
 //! Waiting::hear(nonce) -> Hearing
-//!    | <-- nonce ---------------------------------------------------- |  Answering::nonce
-//!    | <-- chunk 0, chunk 1, … -------------------------------------- |  Answering::chunk
-//!    | <-- the last chunk ------------------------------------------- |  Answering::last
+//!    | <-- nonce ------------------------------------------ |  Answering::nonce
+//!    | <-- chunk 0, chunk 1, … ---------------------------- |  Answering::chunk
+//!    | <-- the last chunk --------------------------------- |  Answering::last
 //! ```
 //!
 //! *The prompt*: HPKE in base mode (RFC 9180) with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and AES-256-GCM. Its `info`
@@ -25,8 +25,8 @@
 //! *The answer*: keys as Oblivious HTTP makes them (RFC 9458, section 4.4), with `ram-aggregator/e2e/v2 response` for
 //! its label: a secret exported from the prompt's context, extracted with `enc` and a nonce of 32 random bytes. Chunks
 //! are numbered and ended as in its chunked draft (draft-ietf-ohai-chunked-ohttp, section 6.2): the nonce is XORed with
-//! the chunk's number, and the last one has `final` for its associated data. A chunk that is changed, doubled, left out,
-//! moved, of another answer, or last where it is not, does not open; an answer that is cut off has no last chunk.
+//! the chunk's number, and the last one has `final` for its associated data. A chunk that is changed, doubled, left
+//! out, moved, of another answer, or last where it is not, does not open; an answer that is cut off has no last chunk.
 //!
 //! *Lengths*: what is sealed is padded to a multiple of [`BUCKET_BYTES`]: its length in 32 bits, big-endian, itself,
 //! zeros.
@@ -58,7 +58,7 @@ pub struct Binding<'a> {
     pub job: [u8; 16],
     /// The Ed25519 key of the provider's node.
     pub provider: [u8; 32],
-    /// The model, by the name that the client asked for.
+    /// The model, as the coordinator called it in full.
     pub model: &'a str,
 }
 

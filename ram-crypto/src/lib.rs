@@ -1,4 +1,5 @@
-//! Keys of a RAM Aggregator node, what they sign, and what is sealed to them. A leaf: bytes in, bytes out, so that it can be audited alone.
+//! Keys of a RAM Aggregator node, what they sign, and what is sealed to them. A leaf: bytes in, bytes out, so that it
+//! can be audited alone.
 //!
 //! A bare wallet address proves nothing, so a node is its Ed25519 key. When it connects, the coordinator sends a
 //! nonce, and the node signs a [`statement`](statement::Statement) that binds that nonce, the network and the

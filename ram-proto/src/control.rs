@@ -13,12 +13,13 @@
 //!    |  <---------------------------- drain -----  |   or the provider says `draining`
 //! ```
 //!
-//! What is said of a model over several nodes stands in [`shard`].
+//! What is said of a model over several nodes stands in [`shard`], what nobody between can read in [`sealed`].
 //!
 //! Every message is an object tagged `type`. Unknown fields are ignored. An unknown type is answered with `unsupported`
 //! and is never fatal: what both ends understand is settled by [`Capability`] at registration, not by version numbers.
 //! What is malformed is the peer's fault: the receiver closes the socket. Start at [`decode`].
 
+pub mod sealed;
 pub mod shard;
 
 use std::collections::BTreeSet;
@@ -33,6 +34,7 @@ use ram_core::units::{Bytes, Timestamp, TokenCount};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::sealed::{SealedChunk, SealedJob};
 use self::shard::{
     LinkShard, LoadShard, ShardFailed, ShardLinked, ShardLost, ShardReady, ShardReport, UnloadShard,
 };
@@ -92,6 +94,16 @@ pub enum ToProvider {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         group: Option<GroupId>,
     },
+    /// Open this and run it.
+    RunSealed {
+        /// Which try at the job this is: there is but one, for nobody else can open it.
+        attempt: Attempt,
+        /// The job. Boxed: other messages are small.
+        job: Box<SealedJob>,
+        /// As of [`ToProvider::Run`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        group: Option<GroupId>,
+    },
     /// Nobody waits for this any more.
     Cancel {
         /// The job.
@@ -140,6 +152,8 @@ pub enum ToCoordinator {
     },
     /// More of an answer: under load several tokens in one message.
     Chunk(Chunk),
+    /// More of an answer that only its user can read.
+    SealedChunk(SealedChunk),
     /// The job ended here.
     Finished {
         /// The job.
@@ -345,6 +359,8 @@ impl Capability {
     pub const CHAT_V1: &str = "chat.v1";
     /// Layers of a model held together with other nodes: all of [`shard`].
     pub const SHARD_V1: &str = "shard.v1";
+    /// Jobs that only their provider can read: `run_sealed` and `sealed_chunk`, in both versions.
+    pub const SEALED_V1: &str = "sealed.v1";
 
     /// Wraps a name.
     #[must_use]
@@ -362,7 +378,8 @@ impl Capabilities {
     /// What this version of the software understands.
     #[must_use]
     pub fn ours() -> Self {
-        Self([Capability::CHAT_V1, Capability::SHARD_V1].map(Capability::new).into())
+        let names = [Capability::CHAT_V1, Capability::SHARD_V1, Capability::SEALED_V1];
+        Self(names.map(Capability::new).into())
     }
 
     /// What both understand.
@@ -424,19 +441,19 @@ pub enum ControlError {
 }
 
 /// A direction of the control channel: which messages it knows and how long they may be.
-pub trait Message: Serialize + DeserializeOwned + sealed::Sealed {
+pub trait Message: Serialize + DeserializeOwned + closed::Closed {
     /// The values that `type` may have.
     const TYPES: &'static [&'static str];
     /// Longest message in bytes.
     const BYTES_MAX: usize;
 }
 
-mod sealed {
+mod closed {
     /// Two directions, and no third.
-    #[expect(unnameable_types, reason = "that is how a trait is sealed")]
-    pub trait Sealed {}
-    impl Sealed for super::ToProvider {}
-    impl Sealed for super::ToCoordinator {}
+    #[expect(unnameable_types, reason = "that is how a trait is kept to itself")]
+    pub trait Closed {}
+    impl Closed for super::ToProvider {}
+    impl Closed for super::ToCoordinator {}
 }
 
 impl Message for ToProvider {
@@ -445,6 +462,7 @@ impl Message for ToProvider {
         "registered",
         "rejected",
         "run",
+        "run_sealed",
         "cancel",
         "drain",
         "load_shard",
@@ -461,6 +479,7 @@ impl Message for ToCoordinator {
         "heartbeat",
         "accepted",
         "chunk",
+        "sealed_chunk",
         "finished",
         "draining",
         "shard_ready",

@@ -2,7 +2,9 @@
 //!
 //! | module | speaks with |
 //! |---|---|
+//! | [`blob`] | whoever hands on what it cannot read |
 //! | [`control`] | the other end of a provider's session |
+//! | [`e2e`] | whoever opens a sealed prompt, or a sealed answer |
 //! | [`frame`] | the next shard of a pipeline |
 //! | [`openai`] | programs that speak OpenAI's API: requests, answers, streams, errors |
 //! | `openapi` (a feature) | programs that read descriptions of an API |
@@ -14,7 +16,9 @@
 //! limit that is checked before memory is taken for it. `vectors/` holds every format as golden JSON, for readers in
 //! other languages.
 
+pub mod blob;
 pub mod control;
+pub mod e2e;
 pub mod frame;
 pub mod openai;
 #[cfg(feature = "openapi")]

@@ -3,6 +3,7 @@
 //! Money is a decimal string ([`XRam`] writes itself so), an instant is milliseconds since 1970 UTC, memory is bytes.
 //! Wallets and earnings are not shown.
 
+mod e2e;
 mod pipelines;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use ram_core::provider::{Hardware, Load, ModelOffer, Speed};
 use ram_core::route::Refusal;
 use ram_core::units::{Bytes, Permille, Timestamp, TokenCount, XRam};
 
+pub use self::e2e::{
+    E2eAnswer, E2eEvent, E2eInit, E2eOffer, E2eOffered, E2eProvider, E2eProviders, E2eSubmit,
+};
 pub use self::pipelines::{PipelineList, PipelineShard, PipelineState, PipelineView, ShardNow};
 
 /// `GET /api/v1/providers`.

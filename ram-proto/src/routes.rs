@@ -30,6 +30,12 @@ pub const NETWORK_MODELS: &str = "/api/v1/models";
 pub const PRICING: &str = "/api/v1/pricing";
 /// `GET`: what one request can cost at most.
 pub const QUOTE: &str = "/api/v1/quote";
+/// `GET`: the providers that open sealed prompts, with their keys.
+pub const E2E_PROVIDERS: &str = "/api/v1/e2e/providers";
+/// `POST`: a provider for a sealed request, before it is sealed.
+pub const E2E_INIT: &str = "/api/v1/e2e/init";
+/// `POST`: the sealed request.
+pub const E2E_SUBMIT: &str = "/api/v1/e2e/submit";
 /// `GET`: the description of all this, in OpenAPI 3.1.
 pub const OPENAPI: &str = "/openapi.json";
 
@@ -53,7 +59,7 @@ pub const ADMIN: [&str; 7] =
     [METRICS, ADMIN_KEYS, ADMIN_KEY, ADMIN_KEY_CREDIT, ADMIN_DRAIN, ADMIN_CONFIG, ADMIN_PROVIDER_DRAIN];
 
 /// All that anybody may ask for.
-pub const ALL: [&str; 14] = [
+pub const ALL: [&str; 17] = [
     CHAT_COMPLETIONS,
     MODELS,
     MODEL,
@@ -67,6 +73,9 @@ pub const ALL: [&str; 14] = [
     NETWORK_MODELS,
     PRICING,
     QUOTE,
+    E2E_PROVIDERS,
+    E2E_INIT,
+    E2E_SUBMIT,
     OPENAPI,
 ];
 

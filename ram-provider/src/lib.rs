@@ -55,6 +55,7 @@ mod models;
 mod plain;
 mod reading;
 mod run;
+mod sealed;
 mod speed;
 
 pub use error::ProviderError;

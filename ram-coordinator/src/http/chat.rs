@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::keys::Caller;
 use crate::run::{self, Gone};
-use crate::state::{Payer, Submission};
+use crate::state::{Payer, Plain, Request, Submission};
 
 use super::auth::Called;
 use super::choices::Choices;
@@ -85,10 +85,12 @@ async fn submit(gateway: &Gateway, request: ChatRequest, payer: &Payer, job: Job
             job: if choice == 0 { job } else { run::random_job_id()? },
             payer: payer.clone(),
             model: request.model.clone(),
-            messages: request.messages.clone(),
-            tools: request.tools.clone(),
-            chat_template_kwargs: request.chat_template_kwargs.clone(),
-            params: request.params(choice, context, fresh_seed),
+            request: Request::Plain(Box::new(Plain {
+                messages: request.messages.clone(),
+                tools: request.tools.clone(),
+                chat_template_kwargs: request.chat_template_kwargs.clone(),
+                params: request.params(choice, context, fresh_seed),
+            })),
             preferred: request.preferred_provider,
         };
         replies.push(gateway.handle.submit(submission).await?);

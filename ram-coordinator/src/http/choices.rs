@@ -36,7 +36,7 @@ impl Charged {
         Self(Arc::new(AtomicBool::new(true)))
     }
 
-    fn set(&self) {
+    pub(super) fn set(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
@@ -117,7 +117,8 @@ impl Choices {
                     let was_charged = receipt.is_some_and(|receipt| receipt.charge > XRam::ZERO);
                     return self.fail(of_job(error), was_charged);
                 }
-                None => return self.fail(ApiError::internal(), false),
+                // What was asked in words is not answered in boxes.
+                Some(Reply::Sealed { .. }) | None => return self.fail(ApiError::internal(), false),
             }
         }
         match self.receipt.take() {

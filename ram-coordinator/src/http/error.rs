@@ -66,6 +66,12 @@ pub(super) fn of_job(error: JobError) -> ApiError {
         JobError::NoCapacity(_) | JobError::QueueFull(_) | JobError::Draining => {
             ApiError::no_capacity(CAPACITY_WAIT)
         }
+        JobError::ProviderGone => ApiError {
+            status: 409,
+            code: Some("provider_gone"),
+            should_retry: Some(false), // the same box again would go to the same provider
+            ..ApiError::invalid_request("job_id", error.to_string())
+        },
         JobError::DoesNotFit { .. } | JobError::FellApart { .. } | JobError::Loading(_) => {
             ApiError { message: error.to_string(), ..ApiError::no_capacity(PIPELINE_WAIT) }
         }
@@ -99,6 +105,7 @@ mod tests {
         let model = "qwen3-8b".parse::<ram_core::id::ModelId>().unwrap();
         check(JobError::UnknownModel(model.clone()), 404, "model_not_found", None);
         check(JobError::NoCapacity(model.clone()), 503, "no_capacity", Some(5));
+        check(JobError::ProviderGone, 409, "provider_gone", None);
         check(JobError::Loading(model.clone()), 503, "no_capacity", Some(30));
         check(JobError::QueueFull(model), 503, "no_capacity", Some(5));
         check(JobError::TooManyOpen { most: 8 }, 429, "rate_limit_exceeded", Some(5));

@@ -16,6 +16,7 @@ use crate::rate::{Left, Rates, TooFast};
 use crate::run;
 
 use super::body::DISCARDS_MAX;
+use super::e2e::Offers;
 use super::idempotency::Recorded;
 use super::snapshot::Snapshot;
 
@@ -36,7 +37,10 @@ pub struct Front {
     /// Bodies that nobody reads and that are poured away.
     pub(super) discards: Arc<Semaphore>,
     pub(super) answers: Mutex<Answers<Recorded>>,
+    /// Providers that sealed requests were promised.
+    pub(super) offers: Offers,
     pub(super) providers: Snapshot,
+    pub(super) e2e_providers: Snapshot,
     pub(super) pipelines: Snapshot,
     pub(super) stats: Snapshot,
     pub(super) models: Snapshot,
@@ -68,7 +72,9 @@ impl Front {
             bodies: Shares::new(limits.bodies_bytes_max, limits.bodies_bytes_max / BODIES_SHARE),
             discards: Arc::new(Semaphore::new(DISCARDS_MAX)),
             answers: Mutex::new(Answers::new(bounds)),
+            offers: Offers::default(),
             providers: Snapshot::of_many(),
+            e2e_providers: Snapshot::of_many(),
             pipelines: Snapshot::default(),
             stats: Snapshot::default(),
             models: Snapshot::default(),

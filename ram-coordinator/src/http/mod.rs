@@ -10,6 +10,7 @@ mod body;
 mod chat;
 mod choices;
 mod cors;
+mod e2e;
 mod error;
 mod front;
 mod idempotency;
@@ -108,9 +109,14 @@ pub fn router(gateway: Gateway) -> Router {
     let admit = middleware::from_fn_with_state(gateway.clone(), admission::admit);
     let observe = middleware::from_fn_with_state(gateway.clone(), observe::observe);
     // The body's bounds are ours, and it has been read when the handler sees it.
-    let chat = post(chat::complete).layer(DefaultBodyLimit::disable()).layer(admit);
+    let chat = post(chat::complete).layer(DefaultBodyLimit::disable()).layer(admit.clone());
+    let e2e_init = post(e2e::init).layer(DefaultBodyLimit::disable()).layer(admit.clone());
+    let e2e_submit = post(e2e::submit).layer(DefaultBodyLimit::disable()).layer(admit);
     let router = Router::new()
         .route(routes::CHAT_COMPLETIONS, chat)
+        .route(routes::E2E_PROVIDERS, get(e2e::providers))
+        .route(routes::E2E_INIT, e2e_init)
+        .route(routes::E2E_SUBMIT, e2e_submit)
         .route(routes::MODELS, get(models::list))
         .route(routes::MODEL, get(models::one))
         .route(routes::HEALTH, get(network::health))
@@ -149,6 +155,7 @@ async fn provider_socket(
 }
 
 async fn method_not_allowed(request: Request) -> Refusal {
-    let allowed = if request.uri().path() == routes::CHAT_COMPLETIONS { "POST" } else { "GET" };
+    let posts = [routes::CHAT_COMPLETIONS, routes::E2E_INIT, routes::E2E_SUBMIT];
+    let allowed = if posts.contains(&request.uri().path()) { "POST" } else { "GET" };
     Refusal(ApiError::method_not_allowed(allowed))
 }

@@ -59,7 +59,13 @@ impl ReplySender {
 
 /// About how much memory a reply takes beyond its own size.
 fn size(reply: &Reply) -> usize {
-    let Reply::Delta { content, reasoning, tool_calls, logprobs } = reply else { return 0 };
+    let (content, reasoning, tool_calls, logprobs) = match reply {
+        Reply::Delta { content, reasoning, tool_calls, logprobs } => {
+            (content, reasoning, tool_calls, logprobs)
+        }
+        Reply::Sealed { sealed, .. } => return sealed.as_base64().len(),
+        Reply::Started { .. } | Reply::Done { .. } | Reply::Failed { .. } => return 0,
+    };
     let own =
         |token: &TokenLogprob| size_of::<TokenLogprob>() + token.token.as_str().len() + token.bytes.len();
     let tokens: usize =

@@ -10,7 +10,7 @@ use ram_proto::control::ToProvider;
 
 use super::event::{Effect, JobError, Payer, Reply};
 use super::jobs::{End, Phase, Run};
-use super::{Coordinator, reply, send};
+use super::{Coordinator, reply, sealed, send};
 
 /// Heads that may try one job: a pipeline that loses one is whole again in a moment.
 const HEADS_MAX: u32 = 8;
@@ -22,20 +22,21 @@ impl Coordinator {
         let Some(record) = self.jobs.get_mut(job) else { return };
         let candidates: Vec<Candidate<'_>> = self
             .registry
-            .offering(&record.job.model)
+            .offering(record.ask.model())
+            .filter(|(provider, _)| record.ask.only().is_none_or(|only| only == *provider))
             .map(|(provider, node)| {
                 let reputation = self.standings.of(provider, now);
-                self.registry.candidate(provider, node, &record.job.model, reputation, now)
+                self.registry.candidate(provider, node, record.ask.model(), reputation, now)
             })
             .collect();
         let wish = record.wish();
         let Some(provider) = route::choose(&candidates, &wish).chosen else { return };
         let Some(node) = self.registry.node_mut(provider) else { return };
-        let loaded = node.offer(&record.job.model).is_some_and(|offer| offer.state == ModelState::Loaded);
+        let loaded = node.offer(record.ask.model()).is_some_and(|offer| offer.state == ModelState::Loaded);
         let patience = if loaded { limits.first_token } else { limits.first_token_cold };
         let attempt = record.attempts.map_or(Attempt::FIRST, Attempt::next);
         record.attempts = Some(attempt);
-        let group = node.pipeline(&record.job.model);
+        let group = node.pipeline(record.ask.model());
         if group.is_none() {
             record.tried.push(provider); // a head is tried again: another may have been at fault
         }
@@ -43,9 +44,8 @@ impl Coordinator {
         let heard = told.map(|heard| Box::new(heard.again())).or_else(|| group.map(|_| Box::default()));
         record.phase = Phase::Running(Run { group, heard, ..Run::new(provider, attempt, now, patience) });
         node.running.insert(job);
-        let run = ToProvider::Run { attempt, job: Box::new(record.job.clone()), group };
-        effects.push(send(node.conn, run));
-        let model = record.job.model.clone();
+        effects.push(send(node.conn, sealed::run(&record.ask, attempt, group)));
+        let model = record.ask.model().clone();
         self.jobs.unqueue(&model, job);
     }
 
@@ -75,7 +75,8 @@ impl Coordinator {
     ) {
         let Some(record) = self.jobs.get_mut(job) else { return };
         let Phase::Running(run) = &record.phase else { return };
-        let is_pipeline = run.group.is_some() && self.groups.has(&record.job.model);
+        let is_anyones = record.ask.only().is_none();
+        let is_pipeline = is_anyones && run.group.is_some() && self.groups.has(record.ask.model());
         let tries_max = if is_pipeline { HEADS_MAX } else { self.config.limits.attempts };
         let tries_left = record.attempts.is_some_and(|attempt| attempt.get() < tries_max);
         let may_go_on = failure.retry() == Retry::Elsewhere && tries_left && end.is_none() && !self.draining;
@@ -91,7 +92,8 @@ impl Coordinator {
             return self.void(job, None, effects);
         }
         let is_new = |(provider, _)| !record.tried.contains(&provider);
-        let someone_new = is_pipeline || self.registry.offering(&record.job.model).any(is_new);
+        let someone_new =
+            is_anyones && (is_pipeline || self.registry.offering(record.ask.model()).any(is_new));
         if may_go_on && someone_new {
             self.jobs.queue(job, now);
             self.dispatch(job, now, effects);
@@ -122,7 +124,7 @@ impl Coordinator {
         if !record.take_up() {
             return self.void(job, end, effects);
         }
-        let model = record.job.model.clone();
+        let model = record.ask.model().clone();
         let Phase::Running(run) = &record.phase else { return };
         let (usage, end) = (record.so_far(run), end.map_or(End::Abandoned, |error| End::Cut { error }));
         self.jobs.unqueue(&model, job);

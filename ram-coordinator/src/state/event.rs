@@ -8,6 +8,8 @@ use ram_core::reputation::Reputation;
 use ram_core::units::{TokenCount, XRam};
 use ram_core::validate::Verdict;
 use ram_pipeline::{group, plan};
+use ram_proto::blob::Blob;
+use ram_proto::control::sealed::SealedPrompt;
 use ram_proto::control::{Nonce, ToCoordinator, ToProvider};
 
 use ram_core::chat::ChatMessage;
@@ -99,7 +101,25 @@ pub struct Submission {
     pub payer: Payer,
     /// Alias or full id, as the user wrote it.
     pub model: ModelId,
-    /// The conversation.
+    /// What is asked.
+    pub request: Request,
+    /// The provider that the user would rather have.
+    pub preferred: Option<ProviderId>,
+}
+
+/// What is asked, in words or in a box.
+#[derive(Debug)]
+pub enum Request {
+    /// In words.
+    Plain(Box<Plain>),
+    /// In a box.
+    Sealed(Sealed),
+}
+
+/// A conversation to continue.
+#[derive(Debug)]
+pub struct Plain {
+    /// It.
     pub messages: Vec<ChatMessage>,
     /// Functions that the model may call.
     pub tools: Vec<Tool>,
@@ -107,8 +127,19 @@ pub struct Submission {
     pub chat_template_kwargs: PromptJson,
     /// How to continue it; `max_tokens` is already defaulted.
     pub params: GenerationParams,
-    /// The provider that the user would rather have.
-    pub preferred: Option<ProviderId>,
+}
+
+/// A conversation that one provider alone can read.
+#[derive(Debug)]
+pub struct Sealed {
+    /// It.
+    pub prompt: SealedPrompt,
+    /// Most tokens of the answer.
+    pub max_tokens: TokenCount,
+    /// Where the prompt does not say.
+    pub temperature: Option<f32>,
+    /// Whom it was sealed to.
+    pub provider: ProviderId,
 }
 
 /// Why money could not be set aside.
@@ -228,6 +259,15 @@ pub enum Reply {
         /// Log-probabilities of the content's tokens, when they were asked for.
         logprobs: Vec<TokenLogprob>,
     },
+    /// The next box of an answer that only the user can read.
+    Sealed {
+        /// What the boxes need to be opened, with the first.
+        nonce: Option<Blob>,
+        /// The box.
+        sealed: Blob,
+        /// Whether it is the last.
+        last: bool,
+    },
     /// The answer is whole and paid.
     Done {
         /// Why it ended.
@@ -267,6 +307,9 @@ pub enum JobError {
     /// No provider could take it in time.
     #[error("no provider can serve `{0}` now")]
     NoCapacity(ModelId),
+    /// The provider that the prompt was sealed to does not serve it any more.
+    #[error("the provider that the prompt was sealed to is gone or busy; begin again with another")]
+    ProviderGone,
     /// It is held by no node alone, and several together cannot hold it either.
     #[error("no provider has `{model}`, and it cannot be split over several: {refusal}")]
     DoesNotFit {

@@ -159,7 +159,7 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) -> Result<(), JobError> {
         let Some(record) = self.jobs.get_mut(job) else { return Ok(()) };
-        let (spec, model) = (record.spec, record.job.model.clone());
+        let (spec, model) = (record.spec, record.ask.model().clone());
         if let Some(pipeline) = self.groups.by_model.get_mut(&model) {
             pipeline.used = now;
             return Ok(());
@@ -350,7 +350,7 @@ impl Coordinator {
 
     /// Sees whether a group is still wanted, and whether there is a better plan for it.
     fn look_at(&mut self, model: &ModelId, now: Timestamp, effects: &mut Vec<Effect>) {
-        let is_wanted = self.jobs.queued(model) > 0 || self.jobs.iter().any(|job| job.job.model == *model);
+        let is_wanted = self.jobs.queued(model) > 0 || self.jobs.iter().any(|job| job.ask.model() == model);
         let Some(pipeline) = self.groups.by_model.get_mut(model) else { return };
         if is_wanted {
             pipeline.used = now;
@@ -424,9 +424,9 @@ impl Coordinator {
     fn fail_running(&mut self, model: &ModelId, now: Timestamp, effects: &mut Vec<Effect>) {
         let over_group = |record: &&JobRecord| {
             let runs = matches!(&record.phase, Phase::Running(run) if run.group.is_some());
-            runs && record.job.model == *model
+            runs && record.ask.model() == model
         };
-        let running: Vec<JobId> = self.jobs.iter().filter(over_group).map(|record| record.job.id).collect();
+        let running: Vec<JobId> = self.jobs.iter().filter(over_group).map(|record| record.ask.id()).collect();
         for job in running {
             let Some(Phase::Running(run)) = self.jobs.get_mut(job).map(|record| &record.phase) else {
                 continue;

@@ -34,11 +34,13 @@ use ram_core::units::{Bytes, Timestamp, TokenCount, XRam};
 use ram_core::validate::{Digest, Part, Unrewarded, Verdict};
 
 use ram_proto::control::Chunk;
+use ram_proto::control::sealed::SealedJob;
 
 use crate::address::subscriber;
 
-use super::event::{JobError, Payer, Receipt, SettleOrder, Submission};
+use super::event::{JobError, Payer, Plain, Receipt, Request, Sealed, SettleOrder, Submission};
 use super::heard::Heard;
+use super::sealed::{Ask, Boxes};
 
 /// Added to the bytes of each message when the tokens of a prompt are bounded: what a template writes around a turn.
 const TEMPLATE_TOKENS_PER_MESSAGE: u64 = 64;
@@ -73,7 +75,7 @@ pub(super) struct Jobs {
 /// One open job.
 #[derive(Debug)]
 pub(super) struct JobRecord {
-    pub(super) job: Job,
+    pub(super) ask: Ask,
     pub(super) spec: &'static ModelSpec,
     pub(super) admitted_at: Timestamp,
     pub(super) payer: Payer,
@@ -124,6 +126,8 @@ pub(super) struct Run {
     pub(super) delivered_bytes: u64,
     /// What was delivered, for its validation.
     pub(super) digest: Digest,
+    /// What was delivered in boxes.
+    pub(super) boxes: Boxes,
     pub(super) logprobs: u64,
     pub(super) tool_calls: u64,
     pub(super) checkpoint: Checkpoint,
@@ -168,6 +172,15 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
+    pub(super) const fn tokens(self) -> TokenCount {
+        self.tokens
+    }
+
+    /// Longest text.
+    pub(super) const fn text_bytes_max(self) -> u64 {
+        (self.tokens.get() + 1).saturating_mul(TEXT_BYTES_PER_TOKEN_MAX)
+    }
+
     fn allow(self, token: &TokenLogprob) -> bool {
         let text_fits = |token: &TokenLogprob| {
             token.token.as_str().len() <= LOGPROB_BYTES_MAX && token.bytes.len() <= LOGPROB_BYTES_MAX
@@ -200,7 +213,7 @@ impl Jobs {
     pub(super) fn insert(&mut self, record: JobRecord) {
         *self.by_payer.entry(purse(&record.payer)).or_default() += 1;
         self.prompt_bytes += record.prompt_bytes;
-        self.open.insert(record.job.id, record);
+        self.open.insert(record.ask.id(), record);
     }
 
     /// Open jobs of one payer; with the demo key, of one subscriber.
@@ -225,7 +238,7 @@ impl Jobs {
 
     pub(super) fn remove(&mut self, job: JobId) -> Option<JobRecord> {
         let record = self.open.remove(&job)?;
-        self.unqueue(&record.job.model, job);
+        self.unqueue(record.ask.model(), job);
         self.prompt_bytes = self.prompt_bytes.saturating_sub(record.prompt_bytes);
         let purse = purse(&record.payer);
         if let Some(open) = self.by_payer.get_mut(&purse) {
@@ -260,7 +273,7 @@ impl Jobs {
     pub(super) fn queue(&mut self, job: JobId, now: Timestamp) {
         let Some(record) = self.open.get_mut(&job) else { return };
         record.phase = Phase::Queued { since: now };
-        let queue = self.queues.entry(record.job.model.clone()).or_default();
+        let queue = self.queues.entry(record.ask.model().clone()).or_default();
         if record.attempts.is_some() { queue.push_front(job) } else { queue.push_back(job) }
     }
 
@@ -300,10 +313,16 @@ impl Run {
             delivered: TokenCount::ZERO,
             delivered_bytes: 0,
             digest: Digest::new(),
+            boxes: Boxes::default(),
             logprobs: 0,
             tool_calls: 0,
             checkpoint: Checkpoint { at: now, delivered: TokenCount::ZERO },
         }
+    }
+
+    /// Most tokens that what was delivered can hold.
+    fn tokens_max(&self) -> TokenCount {
+        self.digest.tokens_max() + TokenCount::new(self.boxes.bytes)
     }
 
     /// Takes a chunk in, or answers that no honest provider sends it: out of turn, before the prompt was counted, or
@@ -319,7 +338,7 @@ impl Run {
         let is_honest = self.prompt.is_some()
             && chunk.seq == self.next_seq
             && delivered <= bounds.tokens
-            && bytes <= (bounds.tokens.get() + 1).saturating_mul(TEXT_BYTES_PER_TOKEN_MAX)
+            && bytes <= bounds.text_bytes_max()
             && logprobs <= delivered.get()
             && tool_calls <= if bounds.has_tools { delivered.get() } else { 0 }
             && chunk.logprobs.iter().all(|token| bounds.allow(token));
@@ -345,14 +364,27 @@ impl JobRecord {
         price_per_1k: XRam,
         now: Timestamp,
     ) -> Self {
-        let Submission { job: id, payer, messages, tools, chat_template_kwargs, params, preferred, model: _ } =
-            submission;
-        let prompt_bound = TokenCount::new(
-            messages.iter().map(tokens_of_message).sum::<u64>()
-                + tokens_of_tools(&tools, &chat_template_kwargs),
-        );
+        let Submission { job: id, payer, request, preferred, model: _ } = submission;
+        let model = spec.model_id();
+        let (prompt_bound, ask) = match request {
+            Request::Plain(plain) => {
+                let Plain { messages, tools, chat_template_kwargs, params } = *plain;
+                let tokens = messages.iter().map(tokens_of_message).sum::<u64>()
+                    + tokens_of_tools(&tools, &chat_template_kwargs);
+                let job = Job { id, model, messages, tools, chat_template_kwargs, params };
+                (tokens, Ask::Plain(Box::new(job)))
+            }
+            Request::Sealed(Sealed { prompt, max_tokens, temperature, provider }) => {
+                let bytes = prompt.bytes().get();
+                (
+                    bytes,
+                    Ask::Sealed { job: SealedJob { id, model, max_tokens, temperature, prompt }, provider },
+                )
+            }
+        };
+        let prompt_bound = TokenCount::new(prompt_bound);
         Self {
-            job: Job { id, model: spec.model_id(), messages, tools, chat_template_kwargs, params },
+            ask,
             spec,
             admitted_at: now,
             payer,
@@ -369,7 +401,7 @@ impl JobRecord {
 
     /// Most tokens that the job can take: what is held, in money or in the demo key's budget.
     pub(super) fn worst_case(&self) -> TokenCount {
-        self.prompt_bound + self.job.params.max_tokens
+        self.prompt_bound + self.ask.max_tokens()
     }
 
     /// What the worst case costs.
@@ -379,7 +411,7 @@ impl JobRecord {
 
     /// What the job asks of a provider.
     pub(super) fn wish(&self) -> Wish<'_> {
-        let wish = wish_for(self.spec, self.prompt_bound, self.job.params.max_tokens);
+        let wish = wish_for(self.spec, self.prompt_bound, self.ask.max_tokens());
         Wish { preferred: self.preferred, client_wallet: self.client_wallet(), tried: &self.tried, ..wish }
     }
 
@@ -391,7 +423,7 @@ impl JobRecord {
     /// Tokens that a model may write without anything to show for them, because the user asked so: a stop text is not
     /// part of the answer, and who weights tokens by their ids can ask for some that spell nothing.
     pub(super) fn unseen(&self) -> TokenCount {
-        let params = &self.job.params;
+        let Some(Job { params, .. }) = self.ask.plain() else { return TokenCount::ZERO };
         if !params.sampling.logit_bias.is_empty() {
             return params.max_tokens;
         }
@@ -402,7 +434,7 @@ impl JobRecord {
     /// What the prompt is known by while the process lives.
     pub(super) fn prompt_hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for message in &self.job.messages {
+        for message in self.ask.plain().map(|job| &job.messages).into_iter().flatten() {
             message.role.hash(&mut hasher);
             message.content.hash(&mut hasher);
             message.name.hash(&mut hasher);
@@ -416,7 +448,7 @@ impl JobRecord {
     /// Whether the user has heard anything of the answer that runs.
     pub(super) fn spoke(&self) -> bool {
         let told = |run: &Run| run.heard.as_ref().is_some_and(|heard| !heard.is_empty());
-        matches!(&self.phase, Phase::Running(run) if !run.digest.is_empty() || run.logprobs > 0 || told(run))
+        matches!(&self.phase, Phase::Running(run) if !run.digest.is_empty() || run.boxes.bytes > 0 || run.logprobs > 0 || told(run))
     }
 
     /// Lets a job that waits stand where it was interrupted, if it was.
@@ -431,7 +463,7 @@ impl JobRecord {
 
     /// The usage of an attempt that ends here: of what it claims, as much as what was delivered can hold.
     pub(super) fn so_far(&self, run: &Run) -> Usage {
-        let completion = run.delivered.min(run.digest.tokens_max() + self.unseen());
+        let completion = run.delivered.min(run.tokens_max() + self.unseen());
         Usage { prompt: run.prompt.unwrap_or_default(), completion, reasoning: TokenCount::ZERO }
     }
 
@@ -451,9 +483,9 @@ impl JobRecord {
     /// How much an answer to this job can be.
     pub(super) fn bounds(&self) -> Bounds {
         Bounds {
-            tokens: self.job.params.max_tokens,
-            alternatives: self.job.params.sampling.top_logprobs,
-            has_tools: !self.job.tools.is_empty(),
+            tokens: self.ask.max_tokens(),
+            alternatives: self.ask.plain().and_then(|job| job.params.sampling.top_logprobs),
+            has_tools: self.ask.plain().is_some_and(|job| !job.tools.is_empty()),
         }
     }
 
@@ -462,7 +494,7 @@ impl JobRecord {
         let Phase::Running(run) = &mut self.phase else { return None };
         let fresh = run.delivered.saturating_sub(run.checkpoint.delivered).get();
         let is_due = fresh >= CHECKPOINT_TOKENS || now.since(run.checkpoint.at) >= CHECKPOINT_EVERY;
-        if !is_due || run.digest.is_empty() {
+        if !is_due || (run.digest.is_empty() && run.boxes.bytes == 0) {
             return None;
         }
         run.checkpoint = Checkpoint { at: now, delivered: run.delivered };
@@ -477,7 +509,7 @@ impl JobRecord {
             Verdict::Unrewarded(Unrewarded::Empty) => Usage::default(),
             _ => claim,
         };
-        let completion = claim.completion.min(self.so_far(run).completion).min(self.job.params.max_tokens);
+        let completion = claim.completion.min(self.so_far(run).completion).min(self.ask.max_tokens());
         let usage = Usage {
             prompt: claim.prompt.min(self.prompt_bound),
             completion,
@@ -486,7 +518,7 @@ impl JobRecord {
         let charge = pricing::charge(self.price_per_1k, usage.prompt + usage.completion)
             .expect("tokens are at most the worst case, whose price was held");
         let order = SettleOrder {
-            job: self.job.id,
+            job: self.ask.id(),
             attempt: run.attempt,
             provider: run.provider,
             usage,

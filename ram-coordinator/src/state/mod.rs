@@ -15,6 +15,7 @@ mod heard;
 mod jobs;
 mod operator;
 mod registry;
+mod sealed;
 #[cfg(test)]
 mod sim;
 mod standing;
@@ -40,8 +41,8 @@ use registry::{Admission, Registry};
 use standing::Standings;
 
 pub use event::{
-    ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Receipt, Reply, SettleOrder, Standing,
-    Submission, TICK,
+    ConnId, Effect, Event, HoldError, HoldOrder, JobError, Payer, Plain, Receipt, Reply, Request, Sealed,
+    SettleOrder, Standing, Submission, TICK,
 };
 pub use groups::PIPELINE_WORKLOAD;
 pub use operator::Census;
@@ -255,6 +256,7 @@ impl Coordinator {
                 self.accepted(provider, job, attempt, prompt, now, effects);
             }
             ToCoordinator::Chunk(chunk) => self.chunk(provider, chunk, now, effects),
+            ToCoordinator::SealedChunk(chunk) => self.sealed_chunk(provider, chunk, now, effects),
             ToCoordinator::Finished { job, attempt, outcome } => {
                 self.finished(provider, job, attempt, outcome, now, effects);
             }
@@ -332,7 +334,7 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         let Some(record) = self.jobs.get_mut(job) else { return };
-        let (spec, model) = (record.spec, record.job.model.clone());
+        let (spec, model) = (record.spec, record.ask.model().clone());
         let Some(run) = record.run_of(provider, attempt) else { return }; // a ghost's word
         let Some(node) = self.registry.node(provider) else { return };
         if run.prompt.is_some() {
@@ -352,12 +354,12 @@ impl Coordinator {
     fn chunk(&mut self, provider: ProviderId, chunk: Chunk, now: Timestamp, effects: &mut Vec<Effect>) {
         let (job, attempt) = (chunk.job, chunk.attempt);
         let Some(record) = self.jobs.get_mut(job) else { return };
-        let bounds = record.bounds();
+        let (bounds, is_plain) = (record.bounds(), record.ask.plain().is_some());
         let Some(run) = record.run_of(provider, attempt) else { return };
         if chunk.seq < run.next_seq {
             return; // doubled on the way
         }
-        if !run.take(&chunk, bounds) {
+        if !is_plain || !run.take(&chunk, bounds) {
             effects.extend(self.cancel(provider, job, attempt));
             self.strike(provider, now);
             return self.attempt_failed(job, Failure::Internal, None, now, effects);
@@ -437,7 +439,11 @@ impl Coordinator {
         }
         let spec = catalog::resolve(asked.as_str()).ok_or_else(|| JobError::UnknownModel(asked.clone()))?;
         let model = spec.model_id();
-        if self.registry.offering(&model).next().is_none() {
+        if let Request::Sealed(sealed) = &submission.request {
+            let node = self.registry.node(sealed.provider);
+            node.filter(|node| node.knows_sealed && node.offer(&model).is_some())
+                .ok_or(JobError::ProviderGone)?;
+        } else if self.registry.offering(&model).next().is_none() {
             self.could_gather(spec, now)?;
         }
         let price = pricing::price_per_1k(spec.rate(), self.multiplier);
@@ -449,14 +455,14 @@ impl Coordinator {
         {
             return Err(JobError::DemoBudget);
         }
-        let order = HoldOrder { job: record.job.id, payer: record.payer.clone(), amount, model };
+        let order = HoldOrder { job: record.ask.id(), payer: record.payer.clone(), amount, model };
         self.jobs.insert(record);
         Ok(order)
     }
 
     /// Whether there is room for one more job: of this payer, for this model, and at all.
     fn check_room(&self, record: &JobRecord, asked: ModelId) -> Result<(), JobError> {
-        let (limits, model) = (self.config.limits, &record.job.model);
+        let (limits, model) = (self.config.limits, record.ask.model());
         let (is_demo, most) = match record.payer {
             Payer::Demo(_) => (true, limits.jobs_per_address),
             Payer::Key(_) => (false, limits.jobs_per_key),
@@ -495,7 +501,7 @@ impl Coordinator {
     fn check_queue(&mut self, job: JobId, effects: &mut Vec<Effect>) {
         let limits = self.config.limits;
         let Some(record) = self.jobs.get_mut(job) else { return };
-        let (is_demo, model) = (matches!(record.payer, Payer::Demo(_)), record.job.model.clone());
+        let (is_demo, model) = (matches!(record.payer, Payer::Demo(_)), record.ask.model().clone());
         let waits = matches!(record.phase, Phase::Queued { .. });
         let is_over = self.jobs.queued(&model) > limits.queue_per_model
             || (is_demo && self.jobs.demo_queued(&model) > limits.demo_places());
@@ -579,21 +585,21 @@ impl Coordinator {
             Phase::Running(run) => now >= run.deadline,
             Phase::Holding { .. } | Phase::Settling { .. } => false, // the store always answers
         };
-        self.jobs.iter().filter(is_late).map(|record| record.job.id).collect()
+        self.jobs.iter().filter(is_late).map(|record| record.ask.id()).collect()
     }
 
     fn give_up(&mut self, job: JobId, now: Timestamp, effects: &mut Vec<Effect>) {
         let Some(record) = self.jobs.get_mut(job) else { return };
         match &record.phase {
             Phase::Queued { .. } => {
-                let model = record.job.model.clone();
+                let model = record.ask.model().clone();
                 let is_loading = self.groups.has(&model) && !self.groups.is_ready(&model);
                 let error = if is_loading { JobError::Loading(model) } else { JobError::NoCapacity(model) };
                 self.end_waiting(job, Some(error), now, effects);
             }
             Phase::Running(run) => {
                 let (provider, attempt) = (run.provider, run.attempt);
-                let moves = run.group.is_none() || self.groups.is_ready(&record.job.model);
+                let moves = run.group.is_none() || self.groups.is_ready(record.ask.model());
                 effects.extend(self.cancel(provider, job, attempt));
                 if moves {
                     self.strike(provider, now);

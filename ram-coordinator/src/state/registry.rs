@@ -20,10 +20,13 @@ use ram_core::route::Candidate;
 use ram_core::units::{Bytes, Permille, Timestamp};
 use ram_core::validate::Recent;
 use ram_crypto::statement::{Expected, Statement, StatementError};
+use ram_proto::blob::Blob;
 use ram_proto::control::shard::ShardReport;
 use ram_proto::control::{
-    Capabilities, Capability, HEARTBEAT_LOST_MS, NodeStatement, Nonce, Register, RejectReason,
+    Capabilities, Capability, HEARTBEAT_LOST_MS, NodeStatement, Nonce, Register, RejectReason, Signature,
 };
+
+use ram_proto::rest::E2eOffered;
 
 use super::event::ConnId;
 
@@ -77,8 +80,12 @@ pub(super) struct Node {
     pub(super) running: BTreeSet<JobId>,
     /// Whether it knows of shards.
     pub(super) knows_shards: bool,
+    /// Whether it opens sealed prompts.
+    pub(super) knows_sealed: bool,
     /// What it lends to groups, and how its shards do.
     pub(super) shards: ShardReport,
+    /// What it stated, and its signature, for those who seal prompts to it.
+    stated: Box<(NodeStatement, Signature)>,
     /// The pipelines that it is the head of, with what they offer.
     heads: Vec<(GroupId, ModelOffer)>,
 }
@@ -166,7 +173,9 @@ impl Registry {
             recent: Recent::default(),
             running: BTreeSet::new(),
             knows_shards: capabilities.has(Capability::SHARD_V1),
+            knows_sealed: capabilities.has(Capability::SEALED_V1),
             shards: ShardReport::default(),
+            stated: Box::new((register.statement, register.signature)),
             heads: Vec::new(),
         };
         self.nodes.insert(provider, node);
@@ -347,6 +356,18 @@ fn unindex<'a>(by_model: &mut ByModel, provider: ProviderId, offers: impl Iterat
 }
 
 impl Node {
+    /// Whom to seal a prompt to, in its own words; `None` of a node that opens none.
+    pub(super) fn offered(&self) -> Option<E2eOffered> {
+        let (statement, signature) = &*self.stated;
+        self.knows_sealed.then(|| E2eOffered {
+            provider_id: self.key.provider_id(),
+            provider_name: self.spec.name.clone(),
+            provider_public_key_b64: Blob::new(statement.e2e_key.as_bytes()),
+            statement: statement.clone(),
+            signature: *signature,
+        })
+    }
+
     /// What this node offers: alone, then as the head of pipelines.
     pub(super) fn offers(&self) -> impl Iterator<Item = &ModelOffer> {
         self.spec.offers.iter().chain(self.heads.iter().map(|(_, offer)| offer))

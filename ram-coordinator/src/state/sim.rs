@@ -3,8 +3,10 @@
 //! resolved once, nobody was paid for more than was held, no lie was paid, and no honest node was called a liar.
 //!
 //! `RAM_SIM_SEEDS=10000 cargo test -p ram-coordinator nights` plays more of them, `RAM_SIM_SEED` says where to begin. A
-//! night that fails tells its seed; once mended it is kept as a test of its own. Single steps stand in `day`.
+//! night that fails tells its seed; once mended it is kept as a test of its own. Single steps stand in `day`, those
+//! with boxes in `boxes`.
 
+mod boxes;
 mod day;
 mod gather;
 
@@ -25,7 +27,9 @@ use ram_proto::control::{
     Capabilities, Chunk, E2eKey, NodeStatement, Nonce, Register, Signature, ToCoordinator, ToProvider,
 };
 
-use super::event::{ConnId, Effect, Event, HoldError, Payer, Reply, SettleOrder, Standing, Submission};
+use super::event::{
+    ConnId, Effect, Event, HoldError, Payer, Plain, Reply, Request, SettleOrder, Standing, Submission,
+};
 use super::{Coordinator, JobError, Limits, StateConfig};
 
 const MODEL: &str = "ram-demo";
@@ -311,7 +315,7 @@ impl Night {
                 fate.refused_at_the_door = fate.held.is_none()
                     && !matches!(error, JobError::Provider { .. } | JobError::NoCapacity(_));
             }
-            Reply::Started { .. } | Reply::Delta { .. } => {}
+            Reply::Started { .. } | Reply::Delta { .. } | Reply::Sealed { .. } => {}
         }
     }
 
@@ -608,11 +612,21 @@ fn submission(job: JobId, payer: Payer) -> Submission {
         job,
         payer,
         model: MODEL.parse().unwrap(),
-        messages: vec![ChatMessage::new(Role::User, format!("hello, {job}"))],
-        tools: Vec::new(),
-        chat_template_kwargs: Default::default(),
-        params: GenerationParams::new(TokenCount::new(TOKENS), Sampling::default()),
+        request: Request::Plain(Box::new(Plain {
+            messages: vec![ChatMessage::new(Role::User, format!("hello, {job}"))],
+            tools: Vec::new(),
+            chat_template_kwargs: Default::default(),
+            params: GenerationParams::new(TokenCount::new(TOKENS), Sampling::default()),
+        })),
         preferred: None,
+    }
+}
+
+/// What a submission asks in words.
+fn plain(submission: &mut Submission) -> &mut Plain {
+    match &mut submission.request {
+        Request::Plain(plain) => plain,
+        Request::Sealed(_) => panic!("in a box"),
     }
 }
 

@@ -4,7 +4,7 @@
 use ram_core::id::{JobId, ProviderId};
 use ram_core::job::{Failure, FinishReason, Usage};
 use ram_core::reputation::Deed;
-use ram_core::units::Timestamp;
+use ram_core::units::{Bytes, Timestamp};
 use ram_core::validate::{self, Claim, Evidence, Recent, Unrewarded, Verdict};
 
 use super::event::{Effect, JobError, SettleOrder};
@@ -23,7 +23,11 @@ impl Coordinator {
         effects: &mut Vec<Effect>,
     ) {
         let Some(record) = self.jobs.get_mut(job) else { return };
-        let Phase::Running(Run { prompt, heard, .. }) = &record.phase else { return };
+        let Phase::Running(Run { prompt, heard, boxes, .. }) = &record.phase else { return };
+        if record.ask.plain().is_none() && !boxes.is_whole {
+            self.strike(provider, now);
+            return self.attempt_failed(job, Failure::Internal, None, now, effects);
+        }
         if heard.as_ref().is_some_and(|heard| !heard.is_written()) {
             return self.differs(job, now, effects); // it is shorter than what the user was told
         }
@@ -58,14 +62,18 @@ impl Coordinator {
             model: record.spec,
             // What is claimed beyond what came is not paid, and proves nothing: a chunk may be lost on the way.
             tokens: claim.completion.min(run.delivered),
-            tokens_max: record.job.params.max_tokens,
+            tokens_max: record.ask.max_tokens(),
             unseen: record.unseen(),
             finish,
             took: now.since(run.sent_at),
             provider_wallet,
             client_wallet: record.client_wallet(),
         };
-        validate::judge(Evidence::Plain { digest: &run.digest, prompt: record.prompt_hash(), recent }, &claim)
+        let evidence = match record.ask.plain() {
+            Some(_) => Evidence::Plain { digest: &run.digest, prompt: record.prompt_hash(), recent },
+            None => Evidence::Sealed { bytes: Bytes::new(run.boxes.bytes) },
+        };
+        validate::judge(evidence, &claim)
     }
 
     /// A provider claimed what cannot be. Nobody pays; if the user has heard nothing yet, somebody else tries.

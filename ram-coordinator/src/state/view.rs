@@ -109,7 +109,7 @@ impl Coordinator {
         let group = &pipeline.group;
         let shard = |(provider, layers)| self.pipeline_shard(pipeline, provider, layers);
         let runs = |job: &&JobRecord| {
-            job.job.model == *model && matches!(&job.phase, Phase::Running(run) if run.group.is_some())
+            job.ask.model() == model && matches!(&job.phase, Phase::Running(run) if run.group.is_some())
         };
         PipelineView {
             id: group.id(),

@@ -84,6 +84,33 @@ pub async fn run(client: Client, server: &Server) {
     }
 }
 
+/// What the product's sealed exchange, in version 1 and in plain Web Crypto, gives for a prompt; `None` where there is
+/// no Node that is new enough, which is said.
+pub async fn sealed_v1(base_url: &str, key: &str, model: &str, prompt: &str) -> Option<String> {
+    let named = std::env::var_os("RAM_TEST_NODE");
+    let program = named.clone().unwrap_or_else(|| "node".into());
+    let probe =
+        "crypto.subtle.generateKey({ name: 'X25519' }, true, ['deriveBits']).catch(() => process.exit(1))";
+    let mut probing = Command::new(&program);
+    probing.args(["-e", probe]).stdout(Stdio::null()).stderr(Stdio::null());
+    if !probing.status().await.is_ok_and(|status| status.success()) {
+        assert!(named.is_none(), "RAM_TEST_NODE names {program:?}, which has no X25519");
+        tell("SKIPPED: no Node with X25519 is installed: the plain Web Crypto client was NOT tried");
+        return None;
+    }
+    let mut command = Command::new(program);
+    command
+        .arg(folder().join("sealed_v1.mjs"))
+        .env("OPENAI_BASE_URL", base_url)
+        .env("OPENAI_API_KEY", key)
+        .env("RAM_TEST_MODEL", model)
+        .env("RAM_TEST_PROMPT", prompt)
+        .kill_on_drop(true);
+    let output = timeout(SUITE_AT_MOST, command.output()).await.expect("the client hangs").unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
 /// The command that runs a client's suite, where the client is installed.
 ///
 /// # Panics

@@ -159,6 +159,7 @@ impl Fate {
         assert_eq!(self.end, None, "{self}: a word after the end");
         match reply {
             Reply::Started { .. } => {}
+            Reply::Sealed { .. } => panic!("{self}: a box, and words were asked for"),
             Reply::Delta { content, .. } => {
                 let provider = self.tries.last().map(|last| last.provider);
                 if provider.is_some_and(is_honest) {

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ram_coordinator::config::Config;
 use ram_coordinator::state::{
-    ConnId, Coordinator, Effect, Event, JobError, Limits, Payer, Reply, SettleOrder, Submission, TICK,
+    ConnId, Coordinator, Effect, Event, JobError, Limits, Payer, Plain, Reply, Request, SettleOrder,
+    Submission, TICK,
 };
 use ram_core::chat::tools::PromptJson;
 use ram_core::chat::{ChatMessage, Role};
@@ -259,10 +260,12 @@ impl World {
             job,
             payer,
             model,
-            messages: vec![ChatMessage::new(Role::User, "what is going on?")],
-            tools: Vec::new(),
-            chat_template_kwargs: PromptJson::default(),
-            params: GenerationParams::new(max_tokens, Sampling::default()),
+            request: Request::Plain(Box::new(Plain {
+                messages: vec![ChatMessage::new(Role::User, "what is going on?")],
+                tools: Vec::new(),
+                chat_template_kwargs: PromptJson::default(),
+                params: GenerationParams::new(max_tokens, Sampling::default()),
+            })),
             preferred,
         })));
     }
@@ -635,7 +638,7 @@ impl World {
                 (JobError::DemoBudget, None) => "demo budget spent",
                 _ => "refused otherwise",
             }),
-            Reply::Started { .. } | Reply::Delta { .. } => return,
+            Reply::Started { .. } | Reply::Delta { .. } | Reply::Sealed { .. } => return,
         }
         self.note(format_args!("  > job {} ends: {reply:?}", job.bits()));
     }

@@ -73,6 +73,10 @@ impl fmt::Display for Up<'_> {
                 let (job, attempt) = (chunk.job.bits(), chunk.attempt.get());
                 write!(f, "chunk {} of job {job} try {attempt}, {} tokens", chunk.seq, chunk.tokens)
             }
+            ToCoordinator::SealedChunk(chunk) => {
+                let (job, attempt) = (chunk.job.bits(), chunk.attempt.get());
+                write!(f, "box {} of job {job} try {attempt}, {} tokens", chunk.seq, chunk.tokens)
+            }
             ToCoordinator::Finished { job, attempt, outcome } => {
                 write!(f, "finished job {} try {}: {outcome:?}", job.bits(), attempt.get())
             }
@@ -98,6 +102,9 @@ impl fmt::Display for Down<'_> {
             ToProvider::Rejected { reason, .. } => write!(f, "rejected: {reason:?}"),
             ToProvider::Run { attempt, job, .. } => {
                 write!(f, "run job {} try {}", job.id.bits(), attempt.get())
+            }
+            ToProvider::RunSealed { attempt, job, .. } => {
+                write!(f, "run sealed job {} try {}", job.id.bits(), attempt.get())
             }
             ToProvider::Cancel { job, attempt } => {
                 write!(f, "cancel job {} try {}", job.bits(), attempt.get())

@@ -298,6 +298,10 @@ impl From<Failure> for ApiError {
                 code: Some("invalid_response_format"),
                 ..Self::invalid_request("response_format", failure.to_string())
             },
+            Failure::Unopened => Self {
+                code: Some("sealed_unopened"),
+                ..Self::invalid_request("encrypted_prompt_b64", failure.to_string())
+            },
             Failure::ModelUnavailable | Failure::OutOfMemory | Failure::Overloaded | Failure::Draining => {
                 Self::no_capacity(CAPACITY_WAIT)
             }
@@ -363,6 +367,7 @@ mod tests {
         check(Failure::ToolsUnsupported, 400);
         check(Failure::InvalidFormat, 400);
         check(Failure::FormatFailed, 400);
+        check(Failure::Unopened, 400);
         check(Failure::Cancelled, 499);
         check(Failure::Internal, 500);
         for busy in [Failure::ModelUnavailable, Failure::OutOfMemory, Failure::Overloaded, Failure::Draining]

@@ -59,6 +59,28 @@ impl Asked {
     const fn calls_left(self, made: usize) -> usize {
         if self.one_call { 1_usize.saturating_sub(made) } else { usize::MAX }
     }
+
+    /// What is told of a piece of an answer of which so many calls are told; `None` of tokens that show nothing yet,
+    /// such as half a character.
+    pub(crate) fn tell(self, piece: AnswerPiece, calls: &mut u32) -> Option<(Delta, Option<ChoiceLogprobs>)> {
+        let AnswerPiece { content, reasoning, tool_calls, logprobs } = piece;
+        let calls_left = self.calls_left(usize::from(*calls > 0));
+        let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
+        let delta = Delta {
+            role: None,
+            content: some(content),
+            reasoning_content: some(reasoning),
+            tool_calls: (*calls..)
+                .zip(tool_calls.into_iter().take(calls_left))
+                .map(|(index, call)| ToolCallDelta::new(index, call))
+                .collect(),
+        };
+        *calls = delta.tool_calls.last().map_or(*calls, |call| call.index.saturating_add(1));
+        if delta == Delta::default() && logprobs.is_empty() {
+            return None;
+        }
+        Some((delta, self.logprobs.then(|| logprobs.into_iter().collect())))
+    }
 }
 
 /// Answers that are told in one piece.
@@ -183,27 +205,12 @@ impl StreamedAnswer {
     /// The frames of a piece of answer number `choice`; before the first, the one that names the role.
     #[must_use]
     pub fn push(&mut self, choice: u32, piece: AnswerPiece) -> String {
-        let AnswerPiece { content, reasoning, tool_calls, logprobs } = piece;
         let (asked, opening) = (self.asked, self.opening(choice));
         let Some(told) = self.choice(choice) else { return opening };
-        let calls_left = asked.calls_left(usize::from(told.tool_calls > 0));
-        let some = |text: PromptText| (!text.as_str().is_empty()).then_some(text);
-        let first = told.tool_calls;
-        let delta = Delta {
-            role: None,
-            content: some(content),
-            reasoning_content: some(reasoning),
-            tool_calls: (first..)
-                .zip(tool_calls.into_iter().take(calls_left))
-                .map(|(index, call)| ToolCallDelta::new(index, call))
-                .collect(),
-        };
-        told.tool_calls = delta.tool_calls.last().map_or(first, |call| call.index.saturating_add(1));
-        if delta == Delta::default() && logprobs.is_empty() {
-            return opening; // tokens that show nothing yet, such as half a character
+        match asked.tell(piece, &mut told.tool_calls) {
+            Some((delta, logprobs)) => opening + &sse::chunk(&self.head.delta(choice, delta, logprobs)),
+            None => opening,
         }
-        let logprobs: Option<ChoiceLogprobs> = self.asked.logprobs.then(|| logprobs.into_iter().collect());
-        opening + &sse::chunk(&self.head.delta(choice, delta, logprobs))
     }
 
     /// The frames that end answer number `choice`. Those of the last one may be held back for [`Self::finish`].

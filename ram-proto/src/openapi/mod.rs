@@ -19,7 +19,10 @@ use ram_core::units::XRam;
 use crate::openai::{
     ChatCompletion, ChatCompletionChunk, CompletionId, ErrorBody, ModelList, ServedBy, XramFields,
 };
-use crate::rest::{Health, NetworkModels, NetworkStats, PipelineList, Pricing, ProviderList, Quote, Ready};
+use crate::rest::{
+    E2eAnswer, E2eEvent, E2eInit, E2eOffer, E2eProviders, E2eSubmit, Health, NetworkModels, NetworkStats,
+    PipelineList, Pricing, ProviderList, Quote, Ready,
+};
 
 /// Name of the scheme by which a caller shows its key.
 const BEARER: &str = "bearer";
@@ -70,6 +73,12 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     add::<NetworkModels>(&mut schemas);
     add::<Pricing>(&mut schemas);
     add::<Quote>(&mut schemas);
+    add::<E2eProviders>(&mut schemas);
+    add::<E2eInit>(&mut schemas);
+    add::<E2eOffer>(&mut schemas);
+    add::<E2eSubmit>(&mut schemas);
+    add::<E2eAnswer>(&mut schemas);
+    add::<E2eEvent>(&mut schemas);
     schemas
 }
 

@@ -16,7 +16,8 @@ use crate::openai::{
     RETRY_AFTER_MAX, sse,
 };
 use crate::rest::{
-    Health, NetworkModels, NetworkStats, PipelineList, Pricing, ProviderList, ProviderView, Quote, Ready,
+    E2eAnswer, E2eEvent, E2eInit, E2eOffer, E2eProviders, E2eSubmit, Health, NetworkModels, NetworkStats,
+    PipelineList, Pricing, ProviderList, ProviderView, Quote, Ready,
 };
 use crate::routes;
 
@@ -26,6 +27,7 @@ const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
 const OPENAI: &str = "OpenAI";
 const NETWORK: &str = "network";
+const SEALED: &str = "sealed";
 const PROBES: &str = "probes";
 const PIPELINES: &str = "The models that several providers hold together";
 
@@ -44,10 +46,13 @@ pub(super) fn all() -> Paths {
         (routes::NETWORK_MODELS, network_models()),
         (routes::PRICING, open("pricing", NETWORK, "What 1,000 tokens cost now", whole::<Pricing>())),
         (routes::QUOTE, quote()),
+        (routes::E2E_PROVIDERS, e2e_providers()),
         (routes::OPENAPI, description()),
     ];
     let paths = PathsBuilder::new()
-        .path(routes::CHAT_COMPLETIONS, PathItem::new(HttpMethod::Post, chat_completion()));
+        .path(routes::CHAT_COMPLETIONS, PathItem::new(HttpMethod::Post, chat_completion()))
+        .path(routes::E2E_INIT, PathItem::new(HttpMethod::Post, e2e_init()))
+        .path(routes::E2E_SUBMIT, PathItem::new(HttpMethod::Post, e2e_submit()));
     gets.into_iter()
         .fold(paths, |paths, (path, operation)| {
             // The router's sign for the rest of a path; a slash in it may be sent as `%2F`.
@@ -57,18 +62,57 @@ pub(super) fn all() -> Paths {
 }
 
 fn chat_completion() -> Operation {
-    operation("createChatCompletion", OPENAI, "Asks a model")
+    asked("createChatCompletion", OPENAI, "Asks a model")
         .description(Some(CHAT))
-        .security(SecurityRequirement::new(BEARER, [""; 0]))
-        .parameter(idempotency_key())
         .request_body(Some(chat_request()))
         .response("200", answered())
+        .response("404", failed("There is no such model: `model_not_found`."))
+        .response("504", failed("No provider answered in time: `timeout`."))
+        .build()
+}
+
+fn e2e_providers() -> OperationBuilder {
+    open("e2eProviders", SEALED, "The providers that open sealed prompts", whole::<E2eProviders>())
+}
+
+fn e2e_init() -> Operation {
+    asked("e2eInit", SEALED, "Finds a provider for a sealed request")
+        .description(Some(
+            "Nothing of the prompt is said here. The offer stands for a while, for one request.",
+        ))
+        .request_body(Some(body::<E2eInit>()))
+        .response("200", whole::<E2eOffer>())
+        .response("404", failed("There is no such model: `model_not_found`."))
+        .build()
+}
+
+fn e2e_submit() -> Operation {
+    let events = ObjectBuilder::new()
+        .schema_type(Type::Object)
+        .property("data", text().content_media_type(JSON).content_schema(Some(reference::<E2eEvent>())))
+        .required("data");
+    let gone = "The provider that the prompt was sealed to serves it no more: `provider_gone`; begin anew. Or as of \
+        chat requests, of the `idempotency-key`.";
+    asked("e2eSubmit", SEALED, "Sends a prompt that its provider alone can read")
+        .description(Some(SUBMIT))
+        .request_body(Some(body::<E2eSubmit>()))
+        .response("200", whole::<E2eAnswer>().content(EVENTS, Content::new(Some(events.build()))))
+        .response("404", failed("There is no such offer of this caller, or it is over: `not_found`."))
+        .response("409", failed(gone))
+        .response("504", failed("The provider did not answer in time: `timeout`."))
+        .build()
+}
+
+/// A request that takes a place, and that may be sent twice under one name.
+fn asked(name: &str, tag: &str, summary: &str) -> OperationBuilder {
+    operation(name, tag, summary)
+        .security(SecurityRequirement::new(BEARER, [""; 0]))
+        .parameter(idempotency_key())
         .response(
             "400",
             failed("The request is at fault: `param` names the field, `code` says what is wrong."),
         )
         .response("401", unauthorized())
-        .response("404", failed("There is no such model: `model_not_found`."))
         .response("408", failed("The body did not arrive in time: `request_timeout`."))
         .response(
             "409",
@@ -82,8 +126,6 @@ fn chat_completion() -> Operation {
         .response("429", limited())
         .response("500", failed("Something went wrong here: `internal_error`; or the answer grew too long to be gathered: `answer_too_long`."))
         .response("503", busy())
-        .response("504", failed("No provider answered in time: `timeout`."))
-        .build()
 }
 
 fn list_models() -> OperationBuilder {
@@ -184,6 +226,11 @@ fn idempotency_key() -> ParameterBuilder {
         "A name for this request: sent again under it, it is answered again and charged once, even if the first \
          answer never arrived. The same name with another body is refused.",
     ))
+}
+
+fn body<T: ToSchema>() -> RequestBody {
+    let content = Content::new(Some(reference::<T>()));
+    RequestBodyBuilder::new().content(JSON, content).required(Some(Required::True)).build()
 }
 
 fn chat_request() -> RequestBody {
@@ -294,3 +341,9 @@ an error after that is one event with `error` and ends the stream without `[DONE
 const ANSWERED: &str = "\
 The answer: a completion, or with `stream: true` a chunk in each event. The fields `xram_…` say what it cost, who served \
 it, and which job it was.";
+
+const SUBMIT: &str = "\
+The prompt is sealed to the key of the offer, in the version of the offer. Version 1: X25519, HKDF-SHA256 with the info \
+`xram-e2e-v1`, AES-256-GCM; the answer's text comes in one box under the same key. Version 2: HPKE (RFC 9180), bound to \
+job, node and model; the answer comes in numbered boxes (RFC 9458 and its chunked draft), of which each holds one choice \
+of OpenAI's stream, with `stream: true` as they are written.";

@@ -9,8 +9,12 @@ use std::time::Duration;
 use ram_core::chat::PromptText;
 use ram_core::chat::tools::ToolCall;
 use ram_core::id::{Attempt, GroupId, JobId};
+use ram_core::job::{Failure, FinishReason};
 use ram_core::units::{Timestamp, TokenCount};
-use ram_proto::control::Chunk;
+use ram_proto::control::sealed::SealedChunk;
+use ram_proto::control::{Chunk, ToCoordinator};
+
+use crate::sealed::Sealer;
 
 use super::event::Piece;
 use super::wait::Wait;
@@ -35,12 +39,19 @@ pub(super) struct Run {
     /// When the last batch went out because it was time.
     sent_at: Option<Timestamp>,
     batch: Option<(Piece, Wait)>,
+    /// Of an answer that goes out in boxes.
+    sealer: Option<Sealer>,
 }
 
 impl Run {
     /// A run of which nothing was said yet.
-    pub(super) const fn new(job: JobId, attempt: Attempt, group: Option<GroupId>) -> Self {
-        Self { job, attempt, group, seq: 0, spoke: false, sent_at: None, batch: None }
+    pub(super) const fn new(
+        job: JobId,
+        attempt: Attempt,
+        group: Option<GroupId>,
+        sealer: Option<Sealer>,
+    ) -> Self {
+        Self { job, attempt, group, seq: 0, spoke: false, sent_at: None, batch: None, sealer }
     }
 
     /// Adds a piece of the answer to the batch.
@@ -68,12 +79,40 @@ impl Run {
     /// The batch as a message, due or not.
     pub(super) fn take_rest(&mut self) -> Option<Chunk> {
         let (piece, _) = self.batch.take()?;
+        self.spoke |= piece.text_bytes() > 0;
+        Some(self.chunk(piece))
+    }
+
+    /// The next message's number, with this in it.
+    fn chunk(&mut self, piece: Piece) -> Chunk {
         let seq = self.seq;
         self.seq = seq.saturating_add(1);
-        self.spoke |= piece.text_bytes() > 0;
         let Piece { tokens, content, reasoning, tool_calls, logprobs } = piece;
         let Self { job, attempt, .. } = *self;
-        Some(Chunk { job, attempt, seq, tokens, content, reasoning, tool_calls, logprobs })
+        Chunk { job, attempt, seq, tokens, content, reasoning, tool_calls, logprobs }
+    }
+
+    /// A batch as it goes out: in words, or in a box.
+    ///
+    /// # Errors
+    /// [`Failure`]: it does not go into a box.
+    pub(super) fn told(&mut self, batch: Chunk) -> Result<ToCoordinator, Failure> {
+        match &mut self.sealer {
+            None => Ok(ToCoordinator::Chunk(batch)),
+            Some(sealer) => sealer.chunk(batch).map(ToCoordinator::SealedChunk),
+        }
+    }
+
+    /// The last box of an answer that is whole; `None` of one that goes out in words.
+    ///
+    /// # Errors
+    /// [`Failure`]: there is none.
+    pub(super) fn last_box(&mut self, finish: FinishReason) -> Result<Option<ToCoordinator>, Failure> {
+        let Some(sealer) = self.sealer.take() else { return Ok(None) };
+        let Chunk { job, attempt, seq, tokens, .. } = self.chunk(Piece::default());
+        let (nonce, sealed) = sealer.last(finish)?;
+        let last = SealedChunk { job, attempt, seq, tokens, nonce, sealed: Some(sealed), last: true };
+        Ok(Some(ToCoordinator::SealedChunk(last)))
     }
 
     /// When the batch is due; `None` while it is empty.
@@ -113,7 +152,7 @@ mod tests {
     }
 
     fn run() -> Run {
-        Run::new(JobId::from_bits(1), Attempt::FIRST, None)
+        Run::new(JobId::from_bits(1), Attempt::FIRST, None, None)
     }
 
     const fn at(millis: u64) -> Timestamp {

@@ -40,6 +40,8 @@ pub use event::{DrainedBy, Effect, Event, Note, Piece, ShardOrder, ShardWord, Ti
 pub use shards::{AWAY_MAX, UNASKED_MAX};
 pub(crate) use wait::Wait;
 
+use crate::sealed::{self, Sealer};
+
 use backoff::Backoff;
 use batch::Run;
 use register::Challenge;
@@ -249,7 +251,14 @@ impl Agent {
                 self.report_shards(effects);
             }
             (Phase::Standing(_), ToProvider::Run { attempt, job, group }) => {
-                self.admit(*job, attempt, group, effects);
+                let (id, model) = ((job.id, attempt), job.model.clone());
+                self.admit(id, &model, group, |_| Ok((*job, None)), effects);
+            }
+            (Phase::Standing(_), ToProvider::RunSealed { attempt, job, group }) => {
+                let open = |identity: &NodeIdentity| {
+                    sealed::open(identity, &job).map(|(job, sealer)| (job, Some(sealer)))
+                };
+                self.admit((job.id, attempt), &job.model, group, open, effects);
             }
             (Phase::Standing(_), ToProvider::Cancel { job, attempt }) => self.cancel(job, attempt, effects),
             (Phase::Standing(session), ToProvider::Drain) => {
@@ -289,18 +298,32 @@ impl Agent {
         effects.push(Effect::Send(ToCoordinator::Register(Box::new(message))));
     }
 
-    fn admit(&mut self, job: Job, attempt: Attempt, group: Option<GroupId>, effects: &mut Vec<Effect>) {
-        let id = (job.id, attempt);
+    /// Begins a job, once per attempt; one that is sealed is opened only when there is room for it.
+    fn admit(
+        &mut self,
+        id: (JobId, Attempt),
+        model: &ModelId,
+        group: Option<GroupId>,
+        open: impl FnOnce(&NodeIdentity) -> Result<(Job, Option<Sealer>), Failure>,
+        effects: &mut Vec<Effect>,
+    ) {
         if self.ended.contains(&id) || self.ticket_of(id).is_some() {
             return;
         }
-        if let Some(failure) = self.refusal(&job.model, group) {
-            self.remember(id);
-            return effects.push(Effect::Send(finished(id, Outcome::Failed { failure })));
-        }
+        let opened = match self.refusal(model, group) {
+            Some(failure) => Err(failure),
+            None => open(&self.identity),
+        };
+        let (job, sealer) = match opened {
+            Ok(opened) => opened,
+            Err(failure) => {
+                self.remember(id);
+                return effects.push(Effect::Send(finished(id, Outcome::Failed { failure })));
+            }
+        };
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
-        self.runs.insert(ticket, Run::new(job.id, attempt, group));
+        self.runs.insert(ticket, Run::new(id.0, id.1, group, sealer));
         effects.push(Effect::Generate { ticket, job, group });
     }
 
@@ -339,8 +362,11 @@ impl Agent {
 
     fn finish(&mut self, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
         let Some(mut run) = self.runs.remove(&ticket) else { return };
-        effects.extend(run.take_rest().map(|chunk| Effect::Send(ToCoordinator::Chunk(chunk))));
         let id = (run.job, run.attempt);
+        let outcome = match tell_rest(&mut run, outcome, effects) {
+            Ok(()) => outcome,
+            Err(failure) => Outcome::Failed { failure },
+        };
         self.remember(id);
         effects.push(Effect::Send(finished(id, outcome)));
     }
@@ -391,8 +417,7 @@ impl Agent {
             }
             Phase::Standing(session) => {
                 let beat_is_due = session.beat.is_over(now);
-                let chunks = self.runs.values_mut().filter_map(|run| run.take_due(now));
-                effects.extend(chunks.map(|chunk| Effect::Send(ToCoordinator::Chunk(chunk))));
+                self.tell_due(now, effects);
                 if beat_is_due {
                     self.beat(now, effects);
                 }
@@ -401,6 +426,22 @@ impl Agent {
         }
         self.shards.act_on_time(now, effects);
         self.leave_if_drained(now, effects);
+    }
+
+    /// Sends what is due of each run; one that does not go into its box ends.
+    fn tell_due(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
+        let mut failed = Vec::new();
+        for (&ticket, run) in &mut self.runs {
+            match run.take_due(now).map(|batch| run.told(batch)) {
+                None => {}
+                Some(Ok(message)) => effects.push(Effect::Send(message)),
+                Some(Err(failure)) => failed.push((ticket, failure)),
+            }
+        }
+        for (ticket, failure) in failed {
+            effects.push(Effect::CancelGeneration(ticket));
+            self.finish(ticket, Outcome::Failed { failure }, effects);
+        }
     }
 
     fn beat(&mut self, now: Timestamp, effects: &mut Vec<Effect>) {
@@ -506,6 +547,17 @@ impl fmt::Debug for Agent {
             .field("runs", &self.runs.len())
             .finish_non_exhaustive()
     }
+}
+
+/// Sends what is left to be said of a run that ends; of a whole answer in boxes, the last one.
+fn tell_rest(run: &mut Run, outcome: Outcome, effects: &mut Vec<Effect>) -> Result<(), Failure> {
+    if let Some(rest) = run.take_rest() {
+        effects.push(Effect::Send(run.told(rest)?));
+    }
+    if let Outcome::Done { finish, .. } = outcome {
+        effects.extend(run.last_box(finish)?.map(Effect::Send));
+    }
+    Ok(())
 }
 
 const fn finished((job, attempt): (JobId, Attempt), outcome: Outcome) -> ToCoordinator {

@@ -1,5 +1,6 @@
 //! What the agent keeps to: told case by case, then under random events.
 
+mod boxes;
 mod shards;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -538,6 +539,7 @@ impl Witness {
                 assert_eq!(chunk.seq, *next, "chunks are numbered without a gap");
                 *next += 1;
             }
+            ToCoordinator::SealedChunk(_) => panic!("words were asked for"),
             ToCoordinator::Accepted { job, .. } => assert!(self.open.contains(job)),
             ToCoordinator::Finished { job, .. } => assert!(self.open.remove(job), "finished twice"),
             ToCoordinator::Heartbeat { .. } | ToCoordinator::Draining => assert!(self.standing),

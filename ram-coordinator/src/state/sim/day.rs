@@ -63,13 +63,13 @@ fn a_job_is_held_run_paid_and_answered() {
 const TOLD_TOO_FAST: &str = "it is said faster than anybody could read the weights of it even once";
 
 /// A network of honest nodes, driven step by step.
-struct Day {
-    night: Night,
+pub(super) struct Day {
+    pub(super) night: Night,
 }
 
 impl Day {
     /// `nodes` providers, on sockets 0, 1, …, each with two slots.
-    fn new(nodes: usize) -> Self {
+    pub(super) fn new(nodes: usize) -> Self {
         let mut day = Self { night: Night::new(1, nodes) };
         for n in 0..nodes {
             let (conn, nonce) = (ConnId(n as u64), Nonce::from_bytes([u8::try_from(n).unwrap(); 32]));
@@ -80,18 +80,18 @@ impl Day {
         day
     }
 
-    fn happen(&mut self, event: Event) -> Vec<Effect> {
+    pub(super) fn happen(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         self.night.coordinator.handle(event, self.night.now, &mut effects);
         effects
     }
 
-    fn say(&mut self, conn: ConnId, message: ToCoordinator) -> Vec<Effect> {
+    pub(super) fn say(&mut self, conn: ConnId, message: ToCoordinator) -> Vec<Effect> {
         self.happen(Event::FromProvider { conn, message: Box::new(message) })
     }
 
     /// Submits a job; answers the socket that it goes to, if it goes anywhere.
-    fn submit(&mut self, job: JobId) -> Option<ConnId> {
+    pub(super) fn submit(&mut self, job: JobId) -> Option<ConnId> {
         self.submit_for(submission(job, Payer::Key("key".to_owned())))
     }
 
@@ -102,7 +102,7 @@ impl Day {
     }
 
     /// Why a job is not taken in.
-    fn turned_away(&mut self, submission: Submission) -> Option<JobError> {
+    pub(super) fn turned_away(&mut self, submission: Submission) -> Option<JobError> {
         self.happen(Event::Submit(Box::new(submission))).iter().find_map(|effect| match effect {
             Effect::Reply { reply: Reply::Failed { error, .. }, .. } => Some(error.clone()),
             _ => None,
@@ -135,16 +135,21 @@ impl Day {
         self.say(conn, register)
     }
 
-    fn id(&self, n: usize) -> ProviderId {
+    /// The socket of a node, if it is here.
+    pub(super) fn conn_of(&self, n: usize) -> Option<ConnId> {
+        self.night.coordinator.registry.node(self.id(n)).map(|node| node.conn)
+    }
+
+    pub(super) fn id(&self, n: usize) -> ProviderId {
         self.night.nodes[n].id()
     }
 
     /// Thousandths.
-    fn reputation(&self, n: usize) -> u32 {
+    pub(super) fn reputation(&self, n: usize) -> u32 {
         self.night.coordinator.standings.of(self.id(n), self.night.now).get()
     }
 
-    fn later(&mut self, time: Duration) -> Vec<Effect> {
+    pub(super) fn later(&mut self, time: Duration) -> Vec<Effect> {
         self.night.now = self.night.now.after(time);
         self.happen(Event::Tick)
     }
@@ -328,7 +333,7 @@ fn an_inflated_answer_is_paid_for_as_much_as_its_text_can_hold_and_locks_nobody_
 fn an_answer_without_a_token_costs_nothing_also_where_it_could_stop_at_once() {
     let (mut day, job) = (Day::new(1), JobId::from_bits(1));
     let mut wish = submission(job, Payer::Key("key".to_owned()));
-    wish.params.stop = vec!["END".into()];
+    plain(&mut wish).params.stop = vec!["END".into()];
     let conn = day.submit_for(wish).unwrap();
     let effects = day.answer(conn, job, Attempt::FIRST, 0, "");
     let (_, paid) = verdicts(&effects);
@@ -385,7 +390,7 @@ fn a_token_with_a_log_probability_is_no_longer_than_tokens_are() {
     let check = |told: TokenLogprob, is_honest: bool| {
         let (mut day, job, attempt) = (Day::new(1), JobId::from_bits(1), Attempt::FIRST);
         let mut wish = submission(job, Payer::Key("key".to_owned()));
-        wish.params.sampling.top_logprobs = Some(1);
+        plain(&mut wish).params.sampling.top_logprobs = Some(1);
         let conn = day.submit_for(wish).unwrap();
         day.say(conn, ToCoordinator::Accepted { job, attempt, prompt: TokenCount::new(12) });
         let ToCoordinator::Chunk(chunk) = FakeRun::default().chunk(job, attempt, 1, "x") else {
@@ -682,7 +687,7 @@ fn a_share_of_one_place_is_a_place() {
 fn the_prompts_of_all_open_jobs_are_bounded_together() {
     let mut day = Day::new(1);
     let prompt = |job| submission(JobId::from_bits(job), Payer::Key("key".to_owned()));
-    let bytes = prompt(1).messages[0].content.as_str().len() as u64 + 64; // and what a template writes
+    let bytes = plain(&mut prompt(1)).messages[0].content.as_str().len() as u64 + 64; // and what a template writes
     day.night.coordinator.config.limits.prompt_bytes = Bytes::new(2 * bytes);
     assert_eq!(day.turned_away(prompt(1)), None);
     assert_eq!(day.turned_away(prompt(2)), None);

@@ -125,6 +125,7 @@ impl Evening {
                 match reply {
                     Reply::Started { .. } => told.starts += u32::from(!told.text.is_empty()),
                     Reply::Delta { content, .. } => told.text += content.as_str(),
+                    Reply::Sealed { .. } => panic!("{job}: a box, and words were asked for"),
                     Reply::Done { usage, .. } => told.end = Some(Ok(usage)),
                     Reply::Failed { error, .. } => told.end = Some(Err(error)),
                 }
