@@ -53,6 +53,7 @@ pub(crate) struct Groups(Arc<Inner>);
 
 struct Inner {
     shards: Shards,
+    /// Where others dial it by TLS.
     addresses: Addresses,
     worker: Worker,
     rate: ByteRate,
@@ -102,8 +103,12 @@ impl Groups {
     /// other end. Takes the caller's tokio runtime.
     ///
     /// # Errors
-    /// [`ProviderError::ShardsListen`].
-    pub(crate) fn open(
+    /// [`ProviderError::ShardsListen`], [`ProviderError::IrohListen`].
+    #[cfg_attr(
+        not(feature = "iroh"),
+        expect(clippy::unused_async, reason = "iroh alone takes its time to listen")
+    )]
+    pub(crate) async fn open(
         config: &ProviderConfig,
         address: std::net::SocketAddr,
         identity: &NodeIdentity,
@@ -112,8 +117,14 @@ impl Groups {
     ) -> Result<(Self, mpsc::UnboundedReceiver<ShardWord>), ProviderError> {
         let not_taken = |source| ProviderError::ShardsListen { address, source };
         let shards = Shards::open(identity, address).map_err(not_taken)?;
+        #[cfg(feature = "iroh")]
+        if let Some(address) = config.shards_iroh {
+            let relays = config.shards_relays.iter().map(config::RelayUrl::relay).collect();
+            let opened = shards.open_iroh(identity, address, relays).await;
+            opened.map_err(|source| ProviderError::IrohListen { address, source })?;
+        }
         let addresses = config::addresses(&config.shards_at, shards.address());
-        info!(listen = %shards.address(), told = ?addresses, "holds layers for others");
+        info!(listen = %shards.address(), told = ?shards.addresses(&addresses), "holds layers for others");
         let (words, heard) = mpsc::unbounded_channel();
         let inner = Inner {
             shards,
@@ -223,7 +234,7 @@ impl Inner {
         let ready = ShardReady {
             group,
             layers,
-            addresses: self.addresses.clone(),
+            addresses: self.shards.addresses(&self.addresses),
             digest,
             width: shards::width(&stage),
             dtype: shards::DTYPE,
