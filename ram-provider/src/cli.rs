@@ -107,6 +107,8 @@ pub struct DoctorArgs {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
+    shards: ShardArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -234,10 +236,11 @@ impl StatusArgs {
 
 impl DoctorArgs {
     async fn examine(self) -> Result<ExitCode, ProviderError> {
+        let given = self.shards.over(self.network.settings());
         if self.common.print_config {
-            return self.common.load(self.network.settings()).map(|_| ExitCode::SUCCESS);
+            return self.common.load(given).map(|_| ExitCode::SUCCESS);
         }
-        let (home, given) = self.common.settings(self.network.settings())?;
+        let (home, given) = self.common.settings(given)?;
         let report = doctor::examine(Patient::new(home, given)).await;
         print(&if self.json {
             serde_json::to_string_pretty(&report).map_err(ProviderError::Json)? + "\n"

@@ -389,12 +389,15 @@ impl CoordinatorUrl {
     /// Whether prompts would travel in the clear, beyond this machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
+        !self.is_tls() && !self.is_here()
+    }
+
+    /// Whether it is on this machine, so that nodes that know no other address than loopback may find each other.
+    pub(crate) fn is_here(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback =
-            bare == "localhost" || bare.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
-        !self.is_tls() && !is_loopback
+        bare == "localhost" || bare.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
 }
 

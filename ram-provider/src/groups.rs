@@ -21,7 +21,7 @@ use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ram_core::id::{Epoch, GroupId};
+use ram_core::id::{Epoch, GroupId, ModelId};
 use ram_core::job::Job;
 use ram_core::layers::LayerRange;
 use ram_core::units::{ByteRate, Bytes};
@@ -40,6 +40,7 @@ use crate::ProviderError;
 use crate::agent::{ShardOrder, ShardWord};
 use crate::config::{self, ProviderConfig};
 use crate::shards::{self, Shards};
+use crate::status::HeldShard;
 use crate::worker::{Head, PendingAnswer, Worker};
 
 use load::{Loaded, Loader};
@@ -88,6 +89,7 @@ enum State {
 
 /// A shard in memory.
 struct Held {
+    model: ModelId,
     ready: ShardReady,
     member: Member,
     /// Of links that stand.
@@ -179,6 +181,18 @@ impl Groups {
         }
     }
 
+    /// What this node holds, for its operator.
+    pub(crate) fn held(&self) -> Vec<HeldShard> {
+        let told = |((group, layers), held): (Key, &Held)| HeldShard {
+            model: held.model.clone(),
+            group,
+            layers,
+            linked: held.linked,
+            sessions: held.member.status().sessions,
+        };
+        self.0.book().held().map(told).collect()
+    }
+
     fn load(&self, load: LoadShard) {
         let key = (load.group, load.layers);
         let mut book = self.0.book();
@@ -252,7 +266,7 @@ impl Inner {
             head = Some(loaded.inspect_err(|_| self.shards.release(digest, layers))?);
         }
         tokio::spawn(relay(Arc::downgrade(self), (group, layers), number, reports));
-        Ok(Held { ready, member, linked: None, head, reserved })
+        Ok(Held { model: load.model.clone(), ready, member, linked: None, head, reserved })
     }
 
     /// Tells what came of a load, if somebody waits for it still.

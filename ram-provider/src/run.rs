@@ -223,7 +223,7 @@ impl Node {
             self.shell.perform(effect);
         }
         if news {
-            self.teller.tell(&self.agent, &self.shell.worker, now());
+            self.teller.tell(&self.agent, &self.shell.worker, self.shell.groups.as_ref(), now());
         }
     }
 
