@@ -127,7 +127,7 @@ impl Ways {
     }
 
     #[cfg(not(feature = "iroh"))]
-    #[expect(clippy::unused_async, clippy::unused_self, reason = "with the feature it has a socket")]
+    #[expect(clippy::unused_async, reason = "with the feature it has a socket")]
     pub(super) async fn close(&self) {}
 }
 
