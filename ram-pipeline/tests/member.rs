@@ -18,17 +18,18 @@ use ram_core::units::{Bytes, Timestamp, TokenCount};
 use ram_pipeline::driver::{End, Request};
 #[cfg(feature = "iroh")]
 use ram_pipeline::link::iroh::Socket;
-use ram_pipeline::link::memory::{self, Wire};
+use ram_pipeline::link::memory::{self, Cable, Wire};
 use ram_pipeline::link::tls::{self, Door, Identity};
 use ram_pipeline::link::{Link, LinkError, greet, tcp};
 use ram_pipeline::member::{Chain, Dialer, Member, MemberConfig, Peer, Report, Word};
 use ram_pipeline::worker::{Replay, WorkerConfig};
 use ram_proto::control::shard::Addresses;
-use ram_proto::frame::{Carries, Code, Hello, ModelDigest, VERSION};
+use ram_proto::frame::{Carries, Code, HEARTBEAT_LOST_MS, HEARTBEAT_MS, Hello, ModelDigest, VERSION};
 use ram_proto::tensor::Dtype;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use self::world::{ROOM, Toy, WIDTH, whole};
 
@@ -41,13 +42,13 @@ enum Kind {
     Iroh,
 }
 
-/// Where members in memory listen.
-type Doors = Arc<Mutex<HashMap<SocketAddr, mpsc::UnboundedSender<Box<dyn Link>>>>>;
+/// Where members in memory listen, and the cables of their links.
+type Street = Arc<Mutex<(HashMap<SocketAddr, mpsc::UnboundedSender<Box<dyn Link>>>, Vec<Cable>)>>;
 
 /// How a node reaches others.
 #[derive(Clone)]
 enum Way {
-    Memory(Doors),
+    Memory(Street),
     Tcp,
     Tls(Arc<Identity>),
     #[cfg(feature = "iroh")]
@@ -64,7 +65,7 @@ struct Node {
 /// A group, and what its maker hears.
 struct Group {
     kind: Kind,
-    doors: Doors,
+    street: Street,
     nodes: Vec<Node>,
     epoch: Epoch,
     reports: mpsc::UnboundedReceiver<(usize, Report)>,
@@ -93,8 +94,8 @@ fn config(stages: usize, place: usize) -> MemberConfig {
 impl Group {
     async fn new(kind: Kind, stages: usize) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
-        let (doors, epoch) = (Doors::default(), Epoch::new(0));
-        let mut group = Self { kind, doors, nodes: Vec::new(), epoch, reports, reporter, made: 0 };
+        let (street, epoch) = (Street::default(), Epoch::new(0));
+        let mut group = Self { kind, street, nodes: Vec::new(), epoch, reports, reporter, made: 0 };
         for place in 0..stages {
             let node = group.node(stages, place).await;
             group.nodes.push(node);
@@ -126,7 +127,7 @@ impl Group {
     #[cfg_attr(not(feature = "iroh"), expect(clippy::unused_async, reason = "only iroh has a socket by now"))]
     async fn way(&self, identity: &Arc<Identity>) -> Way {
         match self.kind {
-            Kind::Memory => Way::Memory(self.doors.clone()),
+            Kind::Memory => Way::Memory(self.street.clone()),
             Kind::Tcp => Way::Tcp,
             Kind::Tls => Way::Tls(identity.clone()),
             #[cfg(feature = "iroh")]
@@ -146,10 +147,10 @@ impl Group {
             }
         };
         let door = match way {
-            Way::Memory(doors) => {
+            Way::Memory(street) => {
                 let address = SocketAddr::from(([127, 0, 0, 1], u16::from(self.made)));
                 let (door, mut links) = mpsc::unbounded_channel();
-                doors.lock().unwrap().insert(address, door);
+                street.lock().unwrap().0.insert(address, door);
                 let task = tokio::spawn(async move {
                     while let Some(link) = links.recv().await {
                         tokio::spawn(hear(member.clone(), link));
@@ -240,9 +241,11 @@ fn dialer(way: Way) -> Dialer {
         let (way, peer) = (way.clone(), peer.clone());
         Box::pin(async move {
             let link: Box<dyn Link> = match way {
-                Way::Memory(doors) => {
-                    let (here, there, _) = memory::pair(Wire::default(), Wire::default());
-                    let door = doors.lock().unwrap().get(&address(&peer)).cloned();
+                Way::Memory(street) => {
+                    let (here, there, cable) = memory::pair(Wire::default(), Wire::default());
+                    let mut street = street.lock().unwrap();
+                    street.1.push(cable);
+                    let door = street.0.get(&address(&peer)).cloned();
                     let is_open = door.is_some_and(|door| door.send(Box::new(there)).is_ok());
                     if !is_open {
                         return Err(LinkError::Closed);
@@ -363,6 +366,36 @@ async fn who_leaves_is_missed_by_its_neighbours_and_takes_up_a_later_epoch() {
         }
     })
     .await;
+}
+
+/// How long it takes until each of three members says that it has lost a neighbour, after this was done to all cables.
+async fn missed_after(fault: impl Fn(&Cable)) -> Vec<Duration> {
+    let mut group = Group::new(Kind::Memory, 3).await;
+    for _ in 0..3 {
+        assert!(matches!(group.reports.recv().await, Some((_, Report::Linked(_)))));
+    }
+    tokio::time::sleep(Duration::from_millis(10_700)).await;
+    let (start, mut missed) = (Instant::now(), HashMap::new());
+    group.street.lock().unwrap().1.iter().for_each(fault);
+    while missed.len() < 3 {
+        let Some((place, Report::Lost(..))) = group.reports.recv().await else { panic!() };
+        missed.entry(place).or_insert_with(|| start.elapsed());
+    }
+    missed.into_values().collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_neighbour_that_falls_silent_is_missed_in_time_and_one_that_is_cut_off_at_once() {
+    let silent = missed_after(|cable| {
+        cable.stall(memory::Way::There);
+        cable.stall(memory::Way::Back);
+    });
+    let (lost, beat) = (Duration::from_millis(HEARTBEAT_LOST_MS), Duration::from_millis(HEARTBEAT_MS));
+    assert_eq!(lost, Duration::from_millis(3_500));
+    for after in silent.await {
+        assert!((lost - beat..=lost).contains(&after), "{after:?} since its last frame or a little later");
+    }
+    assert_eq!(missed_after(Cable::cut).await, [Duration::ZERO; 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

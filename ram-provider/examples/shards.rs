@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::layers::LayerRange;
-use ram_core::units::{Bytes, Timestamp, TokenCount};
+use ram_core::units::{Timestamp, TokenCount};
 use ram_crypto::identity::NodeIdentity;
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
@@ -74,6 +74,8 @@ struct Answer {
     compute: Duration,
 }
 
+/// Of all sessions of a shard: four long ones.
+const POSITIONS: TokenCount = TokenCount::new(128 << 10);
 const MODEL: ModelDigest = ModelDigest::from_bytes([1; 32]);
 
 #[tokio::main]
@@ -125,7 +127,7 @@ impl Group {
         let (shard, threads) = (Some(Shard { layers, embed, head }), Some(self.threads));
         let options =
             LoadOptions { numerics: Numerics::Int8, shard, threads, ..LoadOptions::new(Device::Cpu) };
-        let stage = ModelStage::new(Model::load_with(&self.dir, &options)?, Bytes::from_gib(1), 4);
+        let stage = ModelStage::new(Model::load_with(&self.dir, &options)?, POSITIONS, 4);
         let member = shards.hold(MODEL, stage, stages, self.reporter.clone());
         let peer = Peer { node: shards.node(), addresses: shards.address().into(), layers };
         Ok(Node { shards, member, peer })

@@ -11,7 +11,8 @@ use ram_infer::kv::KvDtype;
 use tracing::warn;
 
 use crate::config::{
-    self, CoordinatorUrl, DialAddress, MemorySize, ModelChoice, Preload, ProviderConfig, Settings, Slots,
+    self, CoordinatorUrl, DialAddress, MemorySize, ModelChoice, Preload, ProviderConfig, RelayUrl, Settings,
+    Slots,
 };
 use crate::doctor::{Colours, Patient};
 use crate::local::{ApiKey, DEFAULT_LISTEN, LocalConfig};
@@ -106,6 +107,8 @@ pub struct DoctorArgs {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
+    shards: ShardArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -138,6 +141,20 @@ struct ShardArgs {
     /// own addresses.
     #[arg(long = "shards-at", value_name = "HOST:PORT", env = "RAM_SHARDS_AT", value_delimiter = ',')]
     at: Option<Vec<DialAddress>>,
+    /// Let the other nodes in through address translation, too, by QUIC (needs a build with the feature `iroh`); by
+    /// default at a free port.
+    #[arg(
+        long = "shards-iroh",
+        value_name = "ADDRESS:PORT",
+        env = "RAM_SHARDS_IROH",
+        num_args = 0..=1,
+        default_missing_value = "0.0.0.0:0"
+    )]
+    iroh: Option<SocketAddr>,
+    /// A relay of one's own for nodes that find no way to each other; may be repeated. Other relays are never spoken
+    /// to.
+    #[arg(long = "shards-relay", value_name = "URL", env = "RAM_SHARDS_RELAYS", value_delimiter = ',')]
+    relays: Option<Vec<RelayUrl>>,
 }
 
 #[derive(Debug, Args)]
@@ -181,14 +198,8 @@ impl Cli {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<ExitCode, ProviderError> {
         match self.command {
-            Command::Run(RunArgs {
-                network,
-                shards: ShardArgs { listen: shards, at: shards_at },
-                name,
-                wallet,
-                common,
-            }) => {
-                let given = Settings { name, wallet, shards, shards_at, ..network.settings() };
+            Command::Run(RunArgs { network, shards, name, wallet, common }) => {
+                let given = shards.over(Settings { name, wallet, ..network.settings() });
                 if let Some(config) = common.load(given)? {
                     run(config, shutdown).await?;
                 }
@@ -207,6 +218,13 @@ impl Cli {
     }
 }
 
+impl ShardArgs {
+    fn over(self, settings: Settings) -> Settings {
+        let Self { listen: shards, at: shards_at, iroh: shards_iroh, relays: shards_relays } = self;
+        Settings { shards, shards_at, shards_iroh, shards_relays, ..settings }
+    }
+}
+
 impl StatusArgs {
     fn show(self) -> Result<ExitCode, ProviderError> {
         let now = run::now();
@@ -218,10 +236,11 @@ impl StatusArgs {
 
 impl DoctorArgs {
     async fn examine(self) -> Result<ExitCode, ProviderError> {
+        let given = self.shards.over(self.network.settings());
         if self.common.print_config {
-            return self.common.load(self.network.settings()).map(|_| ExitCode::SUCCESS);
+            return self.common.load(given).map(|_| ExitCode::SUCCESS);
         }
-        let (home, given) = self.common.settings(self.network.settings())?;
+        let (home, given) = self.common.settings(given)?;
         let report = doctor::examine(Patient::new(home, given)).await;
         print(&if self.json {
             serde_json::to_string_pretty(&report).map_err(ProviderError::Json)? + "\n"
@@ -314,6 +333,9 @@ mod tests {
             "0.0.0.0:7070",
             "--shards-at",
             "studio.example:7070,10.0.0.2:7070",
+            "--shards-iroh",
+            "--shards-relay",
+            "https://relay.example",
             "--home",
             "/x",
         ];
@@ -325,6 +347,7 @@ mod tests {
         );
         assert_eq!(args.common.models.unwrap().len(), 2);
         assert_eq!((args.shards.listen.unwrap().port(), args.shards.at.unwrap().len()), (7070, 2));
+        assert_eq!((args.shards.iroh.unwrap().port(), args.shards.relays.unwrap().len()), (0, 1));
         assert_eq!(args.common.memory_cap.unwrap().0, ram_core::units::Bytes::from_gib(24));
     }
 
@@ -341,5 +364,7 @@ mod tests {
         check("--model", "../x", "a model id is");
         check("--shards", "7070", "socket address");
         check("--shards-at", "studio", "HOST:PORT");
+        check("--shards-iroh", "7070", "socket address");
+        check("--shards-relay", "relay.example", "https://relay.example");
     }
 }

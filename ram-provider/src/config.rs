@@ -12,13 +12,16 @@
 //!   "kv_cache": "bf16",
 //!   "prevent_sleep": false,
 //!   "shards": "0.0.0.0:7070",
-//!   "shards_at": ["studio.example:7070"]
+//!   "shards_at": ["studio.example:7070"],
+//!   "shards_iroh": "0.0.0.0:0",
+//!   "shards_relays": ["https://relay.example"]
 //! }
 //! ```
 //!
 //! A field that nobody here has heard of is told as a warning and left alone, so that the file can be shared with newer
 //! software; a field with a wrong value is an error that names it. Start at [`ProviderConfig::load`].
 
+mod memory;
 mod shards;
 
 use std::fmt;
@@ -38,8 +41,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio_tungstenite::tungstenite::http::Uri;
 
+pub use memory::{MemorySize, MemorySizeError};
 pub(crate) use shards::addresses;
-pub use shards::{DialAddress, DialAddressError};
+pub use shards::{DialAddress, DialAddressError, RelayUrl, RelayUrlError};
 
 /// The configuration's file, in the node's folder.
 pub const CONFIG_FILE: &str = "config.json";
@@ -83,6 +87,10 @@ pub struct ProviderConfig {
     pub shards: Option<SocketAddr>,
     /// Where these can dial it, best first; none is where it listens.
     pub shards_at: Vec<DialAddress>,
+    /// Where it listens for them through address translation, too (feature `iroh`); `None` does not.
+    pub shards_iroh: Option<SocketAddr>,
+    /// Relays of one's own by which it can be dialled then.
+    pub shards_relays: Vec<RelayUrl>,
 }
 
 impl ProviderConfig {
@@ -104,9 +112,7 @@ impl ProviderConfig {
         if config.models.len() > OFFERS_MAX {
             return Err(ConfigError::TooManyModels { given: config.models.len() });
         }
-        if config.shards_at.len() > ADDRESSES_MAX {
-            return Err(ConfigError::TooManyAddresses { given: config.shards_at.len() });
-        }
+        shards::check(&config)?;
         Ok(Loaded { config, file, unknown_fields })
     }
 
@@ -133,6 +139,8 @@ impl ProviderConfig {
             prevent_sleep: Some(self.prevent_sleep),
             shards: self.shards,
             shards_at: Some(self.shards_at.clone()),
+            shards_iroh: self.shards_iroh,
+            shards_relays: Some(self.shards_relays.clone()),
         };
         serde_json::to_value(settings).expect("settings are plain data")
     }
@@ -174,6 +182,10 @@ pub struct Settings {
     pub shards: Option<SocketAddr>,
     /// Where these can dial it.
     pub shards_at: Option<Vec<DialAddress>>,
+    /// Where to listen for them through address translation.
+    pub shards_iroh: Option<SocketAddr>,
+    /// Relays of one's own.
+    pub shards_relays: Option<Vec<RelayUrl>>,
 }
 
 impl Settings {
@@ -214,6 +226,8 @@ impl Settings {
             prevent_sleep: take(&mut fields, "prevent_sleep")?,
             shards: take(&mut fields, "shards")?,
             shards_at: take(&mut fields, "shards_at")?,
+            shards_iroh: take(&mut fields, "shards_iroh")?,
+            shards_relays: take(&mut fields, "shards_relays")?,
         };
         Ok((settings, fields.into_iter().map(|(name, _)| name).collect()))
     }
@@ -233,6 +247,8 @@ impl Settings {
             prevent_sleep: self.prevent_sleep.or(below.prevent_sleep),
             shards: self.shards.or(below.shards),
             shards_at: self.shards_at.or(below.shards_at),
+            shards_iroh: self.shards_iroh.or(below.shards_iroh),
+            shards_relays: self.shards_relays.or(below.shards_relays),
         }
     }
 
@@ -254,6 +270,8 @@ impl Settings {
             prevent_sleep: self.prevent_sleep.unwrap_or(false),
             shards: self.shards,
             shards_at: self.shards_at.unwrap_or_default(),
+            shards_iroh: self.shards_iroh,
+            shards_relays: self.shards_relays.unwrap_or_default(),
         }
     }
 }
@@ -308,6 +326,23 @@ pub enum ConfigError {
         /// How many.
         given: usize,
     },
+    /// More relays than a node keeps in touch with.
+    #[error("{given} relays are configured; a node has at most {}", shards::RELAYS_MAX)]
+    TooManyRelays {
+        /// How many.
+        given: usize,
+    },
+    /// A setting that is nothing without another.
+    #[error("{given} is set, which needs {needs}")]
+    Needs {
+        /// The flag of the one that is there.
+        given: &'static str,
+        /// The flag of the one that is not.
+        needs: &'static str,
+    },
+    /// Links by iroh are wanted, and this program was built without.
+    #[error("--shards-iroh needs another build: cargo build --release -p ram-provider --features iroh")]
+    NoIroh,
     /// The user has no folder of its own.
     #[error("this user has no home folder: name one with --home or RAM_HOME")]
     NoHome,
@@ -354,12 +389,15 @@ impl CoordinatorUrl {
     /// Whether prompts would travel in the clear, beyond this machine.
     #[must_use]
     pub fn is_exposed(&self) -> bool {
+        !self.is_tls() && !self.is_here()
+    }
+
+    /// Whether it is on this machine, so that nodes that know no other address than loopback may find each other.
+    pub(crate) fn is_here(&self) -> bool {
         let host =
             self.0.parse::<Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)).unwrap_or_default();
         let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let is_loopback =
-            bare == "localhost" || bare.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback());
-        !self.is_tls() && !is_loopback
+        bare == "localhost" || bare.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
     }
 }
 
@@ -531,77 +569,6 @@ impl From<Preload> for String {
     }
 }
 
-/// An amount of memory as people write it: `24GiB` (2^30), `24GB` (10^9), `1.5 TB`, or bare bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "MemorySizeForm")]
-pub struct MemorySize(pub Bytes);
-
-/// Why a text is no amount of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an amount of memory is given as `24GiB`, `24GB`, `512MiB`, or a number of bytes above zero")]
-pub struct MemorySizeError;
-
-impl FromStr for MemorySize {
-    type Err = MemorySizeError;
-
-    fn from_str(text: &str) -> Result<Self, MemorySizeError> {
-        const UNITS: [(&str, u64); 10] = [
-            ("", 1),
-            ("b", 1),
-            ("kb", 1_000),
-            ("mb", 1_000_000),
-            ("gb", 1_000_000_000),
-            ("tb", 1_000_000_000_000),
-            ("kib", 1 << 10),
-            ("mib", 1 << 20),
-            ("gib", 1 << 30),
-            ("tib", 1 << 40),
-        ];
-        let text = text.trim();
-        let number = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(number);
-        let unit = unit.trim().to_ascii_lowercase();
-        let (_, factor) = UNITS.into_iter().find(|(name, _)| *name == unit).ok_or(MemorySizeError)?;
-        let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
-        if decimals.is_empty() || decimals.len() > 3 {
-            return Err(MemorySizeError);
-        }
-        let parse = |digits: &str| digits.parse::<u64>().map_err(|_| MemorySizeError);
-        let thousandths = parse(&format!("{decimals:0<3}"))?;
-        let bytes = parse(whole)?
-            .checked_mul(factor)
-            .and_then(|bytes| bytes.checked_add(factor.checked_mul(thousandths)? / 1000))
-            .filter(|bytes| *bytes > 0);
-        bytes.map(|bytes| Self(Bytes::new(bytes))).ok_or(MemorySizeError)
-    }
-}
-
-impl Serialize for MemorySize {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
-
-/// [`MemorySize`] in a file: a text, or a number of bytes.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "an amount of memory is given as \"24GiB\" or as a number of bytes")]
-enum MemorySizeForm {
-    Number(u64),
-    Text(String),
-}
-
-impl TryFrom<MemorySizeForm> for MemorySize {
-    type Error = MemorySizeError;
-
-    fn try_from(form: MemorySizeForm) -> Result<Self, MemorySizeError> {
-        match form {
-            MemorySizeForm::Number(0) => Err(MemorySizeError),
-            MemorySizeForm::Number(bytes) => Ok(Self(Bytes::new(bytes))),
-            MemorySizeForm::Text(text) => text.parse(),
-        }
-    }
-}
-
 /// A number of jobs at once, 1 to [`SLOTS_MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "u16")]
@@ -724,25 +691,11 @@ mod tests {
         check(r#"{"prevent_sleep": "yes"}"#, &["`prevent_sleep`", "a boolean"]);
         check(r#"{"shards": "7070"}"#, &["`shards`", "socket address"]);
         check(r#"{"shards_at": ["studio"]}"#, &["`shards_at`", "HOST:PORT"]);
+        check(r#"{"shards_iroh": "7070"}"#, &["`shards_iroh`", "socket address"]);
+        check(r#"{"shards_relays": ["relay"]}"#, &["`shards_relays`", "https://relay.example"]);
         let many: Vec<String> = (0..=OFFERS_MAX).map(|n| format!("m{n}")).collect();
         let error = load(&serde_json::json!({ "models": many }).to_string()).unwrap_err();
         assert_eq!(error, ConfigError::TooManyModels { given: OFFERS_MAX + 1 });
-    }
-
-    #[test]
-    fn memory_reads_in_both_kinds_of_units() {
-        let check = |text: &str, bytes: Option<u64>| {
-            assert_eq!(text.parse::<MemorySize>().ok().map(|size| size.0.get()), bytes, "{text:?}");
-        };
-        check("16GB", Some(16_000_000_000));
-        check("16GiB", Some(16 << 30));
-        check("16 gib", Some(16 << 30));
-        check("1.5MB", Some(1_500_000));
-        check("0.25KiB", Some(256));
-        check("4096", Some(4096));
-        for bad in ["", "GB", "0", "0GB", "-1GB", "1.GB", "1.2345GB", "16GX", "99999999999TiB", "1.2.3GB"] {
-            check(bad, None);
-        }
     }
 
     #[test]

@@ -117,6 +117,14 @@ pub enum ProviderError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The address for other nodes' links by iroh is taken or not this machine's.
+    #[error("cannot listen on {address} for other nodes by iroh; choose another with --shards-iroh")]
+    IrohListen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// An API key that no header could carry.
     #[error("an API key is 1 to {} visible ASCII characters", crate::local::API_KEY_BYTES_MAX)]
     ApiKey,

@@ -21,7 +21,7 @@ use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use ram_core::id::{Epoch, GroupId};
+use ram_core::id::{Epoch, GroupId, ModelId};
 use ram_core::job::Job;
 use ram_core::layers::LayerRange;
 use ram_core::units::{ByteRate, Bytes};
@@ -40,6 +40,7 @@ use crate::ProviderError;
 use crate::agent::{ShardOrder, ShardWord};
 use crate::config::{self, ProviderConfig};
 use crate::shards::{self, Shards};
+use crate::status::HeldShard;
 use crate::worker::{Head, PendingAnswer, Worker};
 
 use load::{Loaded, Loader};
@@ -53,6 +54,7 @@ pub(crate) struct Groups(Arc<Inner>);
 
 struct Inner {
     shards: Shards,
+    /// Where others dial it by TLS.
     addresses: Addresses,
     worker: Worker,
     rate: ByteRate,
@@ -87,6 +89,7 @@ enum State {
 
 /// A shard in memory.
 struct Held {
+    model: ModelId,
     ready: ShardReady,
     member: Member,
     /// Of links that stand.
@@ -102,8 +105,12 @@ impl Groups {
     /// other end. Takes the caller's tokio runtime.
     ///
     /// # Errors
-    /// [`ProviderError::ShardsListen`].
-    pub(crate) fn open(
+    /// [`ProviderError::ShardsListen`], [`ProviderError::IrohListen`].
+    #[cfg_attr(
+        not(feature = "iroh"),
+        expect(clippy::unused_async, reason = "iroh alone takes its time to listen")
+    )]
+    pub(crate) async fn open(
         config: &ProviderConfig,
         address: std::net::SocketAddr,
         identity: &NodeIdentity,
@@ -112,8 +119,14 @@ impl Groups {
     ) -> Result<(Self, mpsc::UnboundedReceiver<ShardWord>), ProviderError> {
         let not_taken = |source| ProviderError::ShardsListen { address, source };
         let shards = Shards::open(identity, address).map_err(not_taken)?;
+        #[cfg(feature = "iroh")]
+        if let Some(address) = config.shards_iroh {
+            let relays = config.shards_relays.iter().map(config::RelayUrl::relay).collect();
+            let opened = shards.open_iroh(identity, address, relays).await;
+            opened.map_err(|source| ProviderError::IrohListen { address, source })?;
+        }
         let addresses = config::addresses(&config.shards_at, shards.address());
-        info!(listen = %shards.address(), told = ?addresses, "holds layers for others");
+        info!(listen = %shards.address(), told = ?shards.addresses(&addresses), "holds layers for others");
         let (words, heard) = mpsc::unbounded_channel();
         let inner = Inner {
             shards,
@@ -166,6 +179,18 @@ impl Groups {
             lends: Some(Lending { memory: worker.lendable(), weights_per_s: *rate }),
             shards: self.0.book().held().filter_map(status).collect(),
         }
+    }
+
+    /// What this node holds, for its operator.
+    pub(crate) fn held(&self) -> Vec<HeldShard> {
+        let told = |((group, layers), held): (Key, &Held)| HeldShard {
+            model: held.model.clone(),
+            group,
+            layers,
+            linked: held.linked,
+            sessions: held.member.status().sessions,
+        };
+        self.0.book().held().map(told).collect()
     }
 
     fn load(&self, load: LoadShard) {
@@ -223,7 +248,7 @@ impl Inner {
         let ready = ShardReady {
             group,
             layers,
-            addresses: self.addresses.clone(),
+            addresses: self.shards.addresses(&self.addresses),
             digest,
             width: shards::width(&stage),
             dtype: shards::DTYPE,
@@ -241,7 +266,7 @@ impl Inner {
             head = Some(loaded.inspect_err(|_| self.shards.release(digest, layers))?);
         }
         tokio::spawn(relay(Arc::downgrade(self), (group, layers), number, reports));
-        Ok(Held { ready, member, linked: None, head, reserved })
+        Ok(Held { model: load.model.clone(), ready, member, linked: None, head, reserved })
     }
 
     /// Tells what came of a load, if somebody waits for it still.

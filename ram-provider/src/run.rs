@@ -75,7 +75,7 @@ async fn open_groups(
     let Some(address) = config.shards else { return Ok(None) };
     let rate = off_thread(|| Ok(reading::rate())).await?;
     info!(weights_per_s = rate.get(), "reads its memory");
-    Groups::open(config, address, identity, worker, rate).map(Some)
+    Groups::open(config, address, identity, worker, rate).await.map(Some)
 }
 
 /// Finds the models of the configuration and loads those to be preloaded.
@@ -223,7 +223,7 @@ impl Node {
             self.shell.perform(effect);
         }
         if news {
-            self.teller.tell(&self.agent, &self.shell.worker, now());
+            self.teller.tell(&self.agent, &self.shell.worker, self.shell.groups.as_ref(), now());
         }
     }
 

@@ -5,8 +5,11 @@
 //! Shards::open -> hold(stage) -> Member -> link(chain) -> Report::Linked -> Member::submit, on the head
 //! ```
 //!
-//! Links are TLS 1.3 between node keys. The door opens to the nodes of the chains that this node was linked into, and
-//! to nobody else: a stranger is refused before a byte of a frame is read.
+//! Links are TLS 1.3 between node keys; with the feature `iroh` QUIC between the same keys, too, through address
+//! translation. Either door opens to the nodes of the chains that this node was linked into, and to nobody else: a
+//! stranger is refused before a byte of a frame is read. How others are dialled is in [`ways`].
+
+mod ways;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -20,18 +23,21 @@ use ram_core::layers::LayerRange;
 use ram_core::units::Bytes;
 use ram_crypto::identity::NodeIdentity;
 use ram_infer::device::Device;
+#[cfg(feature = "iroh")]
+use ram_pipeline::link::iroh::{Relay, Socket};
 use ram_pipeline::link::tls::{self, Door, Identity};
 use ram_pipeline::link::{Link, LinkError, greet, tcp};
-use ram_pipeline::member::{Chain, Dialer, Member, MemberConfig, Peer, Report};
+use ram_pipeline::member::{Chain, Member, MemberConfig, Report};
 use ram_pipeline::worker::{Replay, WorkerConfig};
-use ram_proto::control::shard::ADDRESSES_MAX;
+use ram_proto::control::shard::Addresses;
 use ram_proto::frame::{Code, ModelDigest};
 use ram_proto::tensor::Dtype;
-use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
+use self::ways::Ways;
 use crate::run::now;
 use crate::stage::ModelStage;
 
@@ -40,7 +46,7 @@ use crate::stage::ModelStage;
 pub struct Shards(Arc<Inner>);
 
 struct Inner {
-    identity: Arc<Identity>,
+    ways: Arc<Ways>,
     address: SocketAddr,
     held: Arc<Mutex<Held>>,
     links: Handle,
@@ -64,23 +70,57 @@ impl Shards {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let identity = Arc::new(Identity::from_seed(&identity.node_seed()));
+        let identity = Identity::from_seed(&identity.node_seed());
         let held = Arc::<Mutex<Held>>::default();
         let known = held.clone();
         let door = Arc::new(Door::new(&identity, move |key| lock(&known).knows(key)));
+        let ways = Arc::new(Ways::new(identity));
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (links, accepted) = (runtime.handle().clone(), held.clone());
+        let (links, accepted, closes) = (runtime.handle().clone(), held.clone(), ways.clone());
         let (open, closed) = oneshot::channel();
         std::thread::Builder::new().name("ram-links".to_owned()).spawn(move || {
             runtime.block_on(async {
                 let accepting = async { accept(TcpListener::from_std(listener)?, door, accepted).await };
                 tokio::select! {
-                    ended = accepting => ended.inspect_err(|error| warn!(%error, "the door to shards is shut")).is_ok(),
-                    _ = closed => true,
+                    Err(error) = accepting => warn!(%error, "the door to shards is shut"),
+                    _ = closed => {}
                 }
-            })
+                closes.close().await;
+            });
         })?;
-        Ok(Self(Arc::new(Inner { identity, address, held, links, _open: open })))
+        Ok(Self(Arc::new(Inner { ways, address, held, links, _open: open })))
+    }
+
+    /// Opens a door by iroh beside the other one, once, with these relays of one's own or none; it opens to the same
+    /// nodes.
+    ///
+    /// # Errors
+    /// When nobody may listen at this address, or it is open already.
+    #[cfg(feature = "iroh")]
+    pub async fn open_iroh(
+        &self,
+        identity: &NodeIdentity,
+        listen: SocketAddr,
+        relays: Vec<Relay>,
+    ) -> std::io::Result<()> {
+        let (known, held, ways) = (self.0.held.clone(), self.0.held.clone(), self.0.ways.clone());
+        let seed = identity.node_seed();
+        let binding = self.0.links.spawn(async move {
+            let opens_to = move |key: &NodeKey| lock(&known).knows(key);
+            let bound = Socket::bind(&seed, listen, relays, opens_to).await;
+            let socket = bound.map_err(std::io::Error::other)?;
+            ways.open(socket.clone())?;
+            tokio::spawn(accept_knocks(socket, held));
+            Ok(())
+        });
+        binding.await.map_err(std::io::Error::other)?
+    }
+
+    /// All that others are told of where they can dial: by TLS there, and by iroh where that is open, as far as is
+    /// known by now.
+    #[must_use]
+    pub fn addresses(&self, by_tls: &Addresses) -> Addresses {
+        self.0.ways.addresses(by_tls)
     }
 
     /// Where others dial.
@@ -92,7 +132,7 @@ impl Shards {
     /// This node, for others.
     #[must_use]
     pub fn node(&self) -> NodeKey {
-        self.0.identity.public()
+        self.0.ways.node()
     }
 
     /// Takes part with a stage of a model that the group calls `model`, in chains of so many shards. Until it is
@@ -108,7 +148,7 @@ impl Shards {
         let layers = stage.model().shard().layers;
         let config = config(model, &stage, shards);
         let within = self.0.links.enter();
-        let member = Member::start(config, stage, dialer(&self.0.identity), now, reports);
+        let member = Member::start(config, stage, self.0.ways.dialer(), now, reports);
         drop(within);
         lock(&self.0.held).members.insert((model, layers), (member.clone(), BTreeSet::new()));
         member
@@ -173,55 +213,17 @@ fn config(model: ModelDigest, stage: &ModelStage, shards: NonZeroU16) -> MemberC
     MemberConfig { model, worker, piece: PIECE }
 }
 
-fn dialer(identity: &Arc<Identity>) -> Dialer {
-    let identity = identity.clone();
-    Arc::new(move |peer: &Peer| {
-        let (identity, peer) = (identity.clone(), peer.clone());
-        Box::pin(async move { dial(&identity, &peer).await })
-    })
-}
-
-/// Tries the addresses of a peer in their order, names looked up; the first behind which it proves its key is taken.
-///
-/// # Errors
-/// That of the last one.
-async fn dial(identity: &Identity, peer: &Peer) -> Result<Box<dyn Link>, LinkError> {
-    let mut failure = LinkError::Closed;
-    for address in peer.addresses.iter() {
-        match dial_at(identity, peer.node, address).await {
-            Ok(link) => return Ok(link),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-async fn dial_at(identity: &Identity, node: NodeKey, address: &str) -> Result<Box<dyn Link>, LinkError> {
-    let found = tokio::time::timeout(ADDRESS_WAIT, lookup_host(address)).await;
-    let mut failure = LinkError::Closed;
-    for address in found.map_err(|_| LinkError::Silent)??.take(ADDRESSES_MAX) {
-        match tokio::time::timeout(ADDRESS_WAIT, tcp::dial(address)).await {
-            Ok(Ok(stream)) => match tls::dial(identity, stream, node).await {
-                Ok(link) => return Ok(Box::new(link)),
-                Err(error) => failure = error, // Another machine, where each home has the same addresses.
-            },
-            Ok(Err(error)) => failure = error,
-            Err(_) => failure = LinkError::Silent,
-        }
-    }
-    Err(failure)
-}
-
 /// Lets in who is known, and takes each to the shard that it means.
 async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) -> std::io::Result<()> {
-    let callers = Arc::new(tokio::sync::Semaphore::new(CALLERS_MAX));
+    let callers = Arc::new(Semaphore::new(CALLERS_MAX));
     loop {
         let Ok(turn) = callers.clone().acquire_owned().await else { return Ok(()) };
         match tcp::accept(&listener).await {
             Ok(stream) => {
                 let (door, held) = (door.clone(), held.clone());
                 tokio::spawn(async move {
-                    greet_caller(&door, stream, &held).await;
+                    let opening = async { Ok(Box::new(tls::accept(&door, stream).await?) as Box<dyn Link>) };
+                    greet_caller(opening, &held).await;
                     drop(turn);
                 });
             }
@@ -233,11 +235,24 @@ async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) 
     }
 }
 
-async fn greet_caller(door: &Door, stream: TcpStream, held: &Mutex<Held>) {
-    let heard = async {
-        let link: Box<dyn Link> = Box::new(tls::accept(door, stream).await?);
-        greet::hear(link).await
-    };
+/// The same for who comes by iroh, until the socket is closed.
+#[cfg(feature = "iroh")]
+async fn accept_knocks(socket: Socket, held: Arc<Mutex<Held>>) {
+    let callers = Arc::new(Semaphore::new(CALLERS_MAX));
+    while let Ok(turn) = callers.clone().acquire_owned().await
+        && let Some(knock) = socket.accept().await
+    {
+        let held = held.clone();
+        tokio::spawn(async move {
+            let opening = async { Ok(Box::new(knock.open().await?) as Box<dyn Link>) };
+            greet_caller(opening, &held).await;
+            drop(turn);
+        });
+    }
+}
+
+async fn greet_caller(opening: impl Future<Output = Result<Box<dyn Link>, LinkError>>, held: &Mutex<Held>) {
+    let heard = async { greet::hear(opening.await?).await };
     match heard.await {
         Ok(caller) => {
             let hello = caller.hello();
@@ -265,9 +280,6 @@ impl fmt::Debug for Shards {
 
 /// What stands between two layers is sent as it is: a hop loses nothing.
 pub(crate) const DTYPE: Dtype = Dtype::F32;
-/// How long one address of a peer is waited for: a lost packet, once round the earth. Some lead nowhere, as those of
-/// another home's network do.
-const ADDRESS_WAIT: Duration = Duration::from_secs(1);
 /// Tokens of a piece of a prompt: as the engine cuts them.
 const PIECE: NonZeroU32 = NonZeroU32::new(512).expect("not zero");
 /// How long a session may be silent: a user who reads is not gone, and who is gone frees its memory by CLOSE.

@@ -5,6 +5,7 @@ use std::any::Any;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use ram_core::id::JobId;
 use ram_core::units::{Bytes, TokenCount};
@@ -24,10 +25,30 @@ pub struct ModelStage {
     kv: KvPool,
     sessions: BTreeMap<JobId, Session>,
     /// Blocks and slots that no session has.
-    blocks: BTreeSet<u32>,
+    blocks: Blocks,
     slots: BTreeSet<usize>,
     /// Dropped last, when the memory is free.
     _keeps: Option<Box<dyn Any + Send>>,
+}
+
+/// Blocks that no session has. Those that were never used are only counted: of layers without keys and values there may
+/// be any number.
+struct Blocks {
+    /// Those that sessions gave back.
+    back: BTreeSet<u32>,
+    /// Those that no session had so far.
+    fresh: Range<u32>,
+}
+
+impl Blocks {
+    fn len(&self) -> usize {
+        self.back.len() + self.fresh.len()
+    }
+
+    /// The lowest one: a table by id stays small.
+    fn take(&mut self) -> Option<u32> {
+        self.back.pop_first().or_else(|| self.fresh.next())
+    }
 }
 
 /// What a session has here.
@@ -44,11 +65,12 @@ struct Session {
 }
 
 impl ModelStage {
-    /// A stage of these weights, with keys and values of so many bytes, for as many sessions at once.
+    /// A stage of these weights, with memory for so many positions of sessions, all of them together, and as many
+    /// sessions at once. Positions are counted and not bytes: layers without keys and values have positions, too.
     #[must_use]
-    pub fn new(model: Model, kv: Bytes, sessions: usize) -> Self {
-        let count = kv.get() / model.block_bytes().get().max(1);
-        let blocks = (0..u32::try_from(count).unwrap_or(u32::MAX)).collect();
+    pub fn new(model: Model, positions: TokenCount, sessions: usize) -> Self {
+        let count = blocks_for(usize::try_from(positions.get()).unwrap_or(usize::MAX));
+        let blocks = Blocks { back: BTreeSet::new(), fresh: 0..u32::try_from(count).unwrap_or(u32::MAX) };
         let kv = model.new_kv(sessions);
         let slots = (0..sessions).collect();
         Self { model, kv, sessions: BTreeMap::new(), blocks, slots, _keeps: None }
@@ -89,8 +111,7 @@ impl Stage for ModelStage {
             return Err(Code::Busy);
         };
         self.slots.remove(&slot);
-        // The lowest ones: a table by id stays small.
-        let blocks = (0..count).filter_map(|_| self.blocks.pop_first().map(BlockId)).collect();
+        let blocks = (0..count).filter_map(|_| self.blocks.take().map(BlockId)).collect();
         let opening = opening.clone();
         let sampler = sampler(&opening, &[]);
         self.sessions
@@ -141,7 +162,7 @@ impl Stage for ModelStage {
         let Some(held) = self.sessions.remove(&session) else { return };
         for block in held.blocks {
             self.kv.release(block);
-            self.blocks.insert(block.0);
+            self.blocks.back.insert(block.0);
         }
         self.slots.insert(held.slot);
     }

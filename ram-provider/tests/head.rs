@@ -72,8 +72,7 @@ impl Whole {
             let shard = Shard { layers: range, embed: seed == 1, head: range.end() == layers.get() };
             let options = LoadOptions { shard: Some(shard), ..LoadOptions::new(Device::best()) };
             let model = Model::load_with(&dir, &options).unwrap();
-            let kv = model.block_bytes().saturating_mul(blocks);
-            let stage = ModelStage::new(model, kv, 4);
+            let stage = ModelStage::new(model, TokenCount::new(blocks * BLOCK), 4);
             assert_eq!(stage.room(), TokenCount::new(blocks * BLOCK));
             members.push(shards.hold(MODEL, stage, stages, reports.clone()));
             peers.push(Peer { node: shards.node(), addresses: shards.address().into(), layers: range });

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ram_core::id::{Epoch, JobId};
 use ram_core::job::Sampling;
 use ram_core::layers::LayerRange;
-use ram_core::units::{Bytes, Timestamp, TokenCount};
+use ram_core::units::{Timestamp, TokenCount};
 use ram_crypto::identity::NodeIdentity;
 use ram_infer::models::{LoadOptions, Model, Shard};
 use ram_pipeline::driver::{End, Request};
@@ -25,7 +25,7 @@ const COUNT: usize = 24;
 
 fn stage(dir: &Path, shard: Option<Shard>) -> ModelStage {
     let model = Model::load_with(dir, &LoadOptions { shard, ..LoadOptions::exact() }).unwrap();
-    ModelStage::new(model, Bytes::from_mib(64), 8)
+    ModelStage::new(model, TokenCount::new(8 << 10), 8)
 }
 
 fn greedy() -> Sampling {

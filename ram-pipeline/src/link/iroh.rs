@@ -35,7 +35,7 @@ use iroh::endpoint::{
 };
 use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, RelayUrl, SecretKey, TransportAddr};
 use ram_core::id::NodeKey;
-use ram_proto::control::shard::{AddressError, Addresses};
+use ram_proto::control::shard::{ADDRESSES_MAX, AddressError, Addresses};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 
@@ -106,15 +106,16 @@ impl Socket {
         Ok(Self(Arc::new(Shared { endpoint, relays, opens_to: Box::new(opens_to) })))
     }
 
-    /// Where others can dial this node, as far as is known by now: by its own addresses, by those that its relay sees,
-    /// by its relay.
+    /// Where others can dial this node, as far as is known by now: by its relay, by its own addresses, by those that
+    /// its relay sees; as many as others are told.
     ///
     /// # Errors
-    /// [`AddressError`]: by none, or by more than others are told.
+    /// [`AddressError`]: by none.
     pub fn addresses(&self) -> Result<Addresses, AddressError> {
         let found = self.0.endpoint.addr();
         let direct = found.ip_addrs().map(ToString::to_string);
-        Addresses::new(direct.chain(found.relay_urls().map(ToString::to_string)).collect())
+        let all = found.relay_urls().map(ToString::to_string).chain(direct);
+        Addresses::new(all.take(ADDRESSES_MAX).collect())
     }
 
     /// Makes a link to the one peer that is meant, by whichever of these addresses leads to it. Taken are direct ones
@@ -136,6 +137,11 @@ impl Socket {
             Ok(IrohLink { send, recv, _connection: connection, peer, _socket: self.clone() })
         })
         .await
+    }
+
+    /// Ends all its links, and waits until the other ends have heard of it.
+    pub async fn close(&self) {
+        self.0.endpoint.close().await;
     }
 
     /// Takes the next knock, whoever's it is; `None` once the socket is closed.

@@ -4,8 +4,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::str::FromStr;
 
-use ram_proto::control::shard::Addresses;
+#[cfg(feature = "iroh")]
+use ram_pipeline::link::iroh::Relay;
+use ram_proto::control::shard::{ADDRESS_BYTES_MAX, ADDRESSES_MAX, Addresses};
 use serde::{Deserialize, Serialize};
+use tokio_tungstenite::tungstenite::http::Uri;
+
+use super::{ConfigError, ProviderConfig};
 
 /// An address that another machine can dial: `HOST:PORT`, the host a name or a number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +56,88 @@ impl From<DialAddress> for String {
         address.0
     }
 }
+
+/// A relay of one's own, for nodes behind address translation: `https://HOST` or `http://HOST`, with a port and a path
+/// if need be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RelayUrl(String);
+
+/// Why a text is no relay's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a relay is a URL such as `https://relay.example`")]
+pub struct RelayUrlError;
+
+impl FromStr for RelayUrl {
+    type Err = RelayUrlError;
+
+    fn from_str(text: &str) -> Result<Self, RelayUrlError> {
+        let url: Uri = text.parse().map_err(|_| RelayUrlError)?;
+        let is_web = matches!(url.scheme_str(), Some("http" | "https"));
+        let is_host = url.authority().is_some_and(|at| !at.host().is_empty() && !at.as_str().contains('@'));
+        // Others are told of it with a word before it.
+        let is_short = text.len() <= RELAY_BYTES_MAX;
+        let url = Self(text.to_owned());
+        #[cfg(feature = "iroh")]
+        url.0.parse::<Relay>().map_err(|_| RelayUrlError)?;
+        if is_web && is_host && is_short { Ok(url) } else { Err(RelayUrlError) }
+    }
+}
+
+#[cfg(feature = "iroh")]
+impl RelayUrl {
+    /// The relay that is there.
+    pub(crate) fn relay(&self) -> Relay {
+        self.0.parse().expect("it was one when the text was read")
+    }
+}
+
+impl fmt::Display for RelayUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for RelayUrl {
+    type Error = RelayUrlError;
+
+    fn try_from(url: String) -> Result<Self, RelayUrlError> {
+        url.parse()
+    }
+}
+
+impl From<RelayUrl> for String {
+    fn from(url: RelayUrl) -> Self {
+        url.0
+    }
+}
+
+/// Longest URL of a relay: that of an address, less what stands before it and a slash behind it.
+const RELAY_BYTES_MAX: usize = ADDRESS_BYTES_MAX - 8;
+
+/// Checks what belongs together of the settings for shards.
+pub(super) fn check(config: &ProviderConfig) -> Result<(), ConfigError> {
+    let ProviderConfig { shards, shards_at, shards_iroh, shards_relays, .. } = config;
+    if shards_at.len() > ADDRESSES_MAX {
+        return Err(ConfigError::TooManyAddresses { given: shards_at.len() });
+    }
+    if shards_relays.len() > RELAYS_MAX {
+        return Err(ConfigError::TooManyRelays { given: shards_relays.len() });
+    }
+    if !shards_relays.is_empty() && shards_iroh.is_none() {
+        return Err(ConfigError::Needs { given: "--shards-relay", needs: "--shards-iroh" });
+    }
+    if shards_iroh.is_some() && !cfg!(feature = "iroh") {
+        return Err(ConfigError::NoIroh);
+    }
+    if shards_iroh.is_some() && shards.is_none() {
+        return Err(ConfigError::Needs { given: "--shards-iroh", needs: "--shards" });
+    }
+    Ok(())
+}
+
+/// Most relays: one near by, and some for when it is down.
+pub(super) const RELAYS_MAX: usize = 4;
 
 /// What others are told of a node that listens there: what its operator said; else where it listens; else, where that
 /// is every address of this machine, those that it has.
@@ -115,6 +202,44 @@ mod tests {
             &long,
         ] {
             assert_eq!(bad.parse::<DialAddress>(), Err(DialAddressError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_relay_is_a_url_with_a_host() {
+        for good in ["https://relay.example", "http://10.0.0.2:3340/", "https://[2001:db8::1]/relay"] {
+            assert_eq!(good.parse::<RelayUrl>().unwrap().to_string(), good);
+        }
+        let long = format!("https://{}", "x".repeat(260));
+        for bad in ["", "relay.example", "ftp://relay.example", "https://", "/x", "https://user@host", &long]
+        {
+            assert_eq!(bad.parse::<RelayUrl>(), Err(RelayUrlError), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_others_are_let_in_by_belongs_together() {
+        let listen: SocketAddr = "0.0.0.0:0".parse().unwrap();
+        let relay: RelayUrl = "https://relay.example".parse().unwrap();
+        let check_of = |shards: Option<SocketAddr>, iroh: Option<SocketAddr>, relays: usize| {
+            let relays = vec![relay.clone(); relays];
+            check(&ProviderConfig {
+                shards,
+                shards_iroh: iroh,
+                shards_relays: relays,
+                ..ProviderConfig::new("/x")
+            })
+        };
+        assert_eq!(check_of(Some(listen), None, 0), Ok(()));
+        let needs = |given, needs| Err(ConfigError::Needs { given, needs });
+        assert_eq!(check_of(Some(listen), None, 1), needs("--shards-relay", "--shards-iroh"));
+        assert_eq!(check_of(Some(listen), Some(listen), 5), Err(ConfigError::TooManyRelays { given: 5 }));
+        if cfg!(feature = "iroh") {
+            assert_eq!(check_of(Some(listen), Some(listen), 4), Ok(()));
+            assert_eq!(check_of(None, Some(listen), 0), needs("--shards-iroh", "--shards"));
+        } else {
+            let refused = check_of(Some(listen), Some(listen), 1).unwrap_err();
+            assert!(refused.to_string().contains("--features iroh"), "{refused}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Probes of this machine: folder, keys, configuration, memory, models, engine, and the node that runs here.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use ram_infer::error::InferError;
 
 use super::report::{Check, CheckId, Finding};
 use super::{KeyProblem, Patient, instant, probe};
+use crate::config::{self, ProviderConfig};
 use crate::models::{self, FoundModel};
 use crate::power::{self, Wakefulness};
 use crate::status::{self, Found, NodeStatus, Standing};
@@ -43,6 +45,7 @@ pub(super) async fn checks(patient: &Arc<Patient>) -> Vec<Check> {
     checks.extend(probe([ModelsFound, ModelsFormat, ModelsFit], patient, models).await);
     checks.extend(probe([EngineSmoke], patient, move |_| [engine(for_engine.as_deref())]).await);
     checks.extend(probe([PowerSleep], patient, |patient| [sleep(patient.config.prevent_sleep)]).await);
+    checks.extend(probe([ShardsDialable], patient, |patient| [shards(&patient.config)]).await);
     checks.extend(probe([NodeRunning, NodeRegistered], patient, node).await);
     checks
 }
@@ -288,6 +291,38 @@ fn smoke(scratch: &Path) -> Result<String, String> {
     Ok(text)
 }
 
+// ---- shards ----
+
+/// Whether others can dial what they would be told. Nothing is dialled: this machine cannot see itself from outside.
+fn shards(config: &ProviderConfig) -> Finding {
+    let Some(listens) = config.shards else {
+        return Finding::skip("not asked for: this node holds no layers for others (--shards lets it)");
+    };
+    if listens.port() == 0 && !config.shards_at.is_empty() {
+        return Finding::warn(
+            "the port for other nodes is another one at each start",
+            "name a port with --shards, the one that --shards-at leads to",
+        );
+    }
+    let told = config::addresses(&config.shards_at, listens);
+    let (near, far): (Vec<_>, Vec<_>) = told.iter().partition(|address| is_of_one_machine(address));
+    let by_iroh = if config.shards_iroh.is_some() { ", and those by iroh" } else { "" };
+    if far.is_empty() && !config.coordinator.is_here() && by_iroh.is_empty() {
+        let says = format!("other machines cannot dial {}", near.join(", "));
+        return Finding::fail(says, "listen on 0.0.0.0 with --shards, or name an address with --shards-at");
+    }
+    let told: Vec<&str> = told.iter().collect();
+    Finding::pass(format!("other nodes are told {}{by_iroh}", told.join(", ")))
+}
+
+/// Whether an address leads nowhere but to the machine that dials it.
+fn is_of_one_machine(address: &str) -> bool {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => address.ip().is_loopback() || address.ip().is_unspecified(),
+        Err(_) => address.rsplit_once(':').is_some_and(|(host, _)| host == "localhost"),
+    }
+}
+
 // ---- power, and the node that runs here ----
 
 fn sleep(wanted: bool) -> Finding {
@@ -381,6 +416,27 @@ mod tests {
 
     fn outcomes<const N: usize>(findings: &[Finding; N]) -> [Outcome; N] {
         std::array::from_fn(|index| findings[index].outcome)
+    }
+
+    #[test]
+    fn what_others_are_told_of_shards_leads_to_this_machine() {
+        let check = |coordinator: &str, listens: Option<&str>, at: &[&str]| {
+            let config = ProviderConfig {
+                coordinator: coordinator.parse().unwrap(),
+                shards: listens.map(|listens| listens.parse().unwrap()),
+                shards_at: at.iter().map(|at| at.parse().unwrap()).collect(),
+                ..ProviderConfig::new("/x")
+            };
+            let by_iroh = ProviderConfig { shards_iroh: config.shards, ..config.clone() };
+            (shards(&config).outcome, shards(&by_iroh).outcome)
+        };
+        let (far, near) = ("wss://ram.example", "ws://127.0.0.1:8080");
+        assert_eq!(check(far, None, &[]).0, Outcome::Skipped);
+        assert_eq!(check(far, Some("127.0.0.1:7070"), &[]), (Outcome::Fail, Outcome::Pass));
+        assert_eq!(check(near, Some("127.0.0.1:7070"), &[]).0, Outcome::Pass);
+        assert_eq!(check(far, Some("0.0.0.0:7070"), &["localhost:7070", "[::]:7070"]).0, Outcome::Fail);
+        assert_eq!(check(far, Some("127.0.0.1:7070"), &["studio.example:7070"]).0, Outcome::Pass);
+        assert_eq!(check(far, Some("0.0.0.0:0"), &["studio.example:7070"]).0, Outcome::Warn);
     }
 
     #[test]

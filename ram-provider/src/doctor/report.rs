@@ -35,6 +35,8 @@ pub enum CheckId {
     EngineSmoke,
     /// The machine can be kept awake.
     PowerSleep,
+    /// Other nodes can dial the addresses for shards that they are told.
+    ShardsDialable,
     /// The coordinator answers.
     CoordinatorReachable,
     /// Its certificate is good.
@@ -53,7 +55,7 @@ pub enum CheckId {
 
 impl CheckId {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::HomeWritable,
         Self::DiskFree,
         Self::IdentityKey,
@@ -66,6 +68,7 @@ impl CheckId {
         Self::ModelsFit,
         Self::EngineSmoke,
         Self::PowerSleep,
+        Self::ShardsDialable,
         Self::CoordinatorReachable,
         Self::CoordinatorTls,
         Self::CoordinatorClock,
@@ -91,6 +94,7 @@ impl CheckId {
             Self::ModelsFit => "models.fit",
             Self::EngineSmoke => "engine.smoke",
             Self::PowerSleep => "power.sleep",
+            Self::ShardsDialable => "shards.dialable",
             Self::CoordinatorReachable => "coordinator.reachable",
             Self::CoordinatorTls => "coordinator.tls",
             Self::CoordinatorClock => "coordinator.clock",

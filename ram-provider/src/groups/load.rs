@@ -8,7 +8,6 @@ use ram_core::catalog::{self, ModelSpec};
 use ram_core::id::ModelId;
 use ram_core::memory::{self, Breakdown, Workload};
 use ram_core::units::{Bytes, TokenCount};
-use ram_infer::batch::blocks_for;
 use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
@@ -110,12 +109,9 @@ impl Loader {
         let digest = digest::of(&dir).map_err(|error| told(&error))?;
         // As many as were reserved for: no session is longer than the model's context.
         let context = spec.map_or(context, |spec| context.min(spec.context())).min(config.context);
-        let positions = usize::try_from(context.get().saturating_mul(sessions.into()));
-        let positions = positions.map_err(|_| ShardFailure::OutOfMemory)?;
-        let blocks = u64::try_from(blocks_for(positions)).map_err(|_| ShardFailure::OutOfMemory)?;
-        let kv = model.block_bytes().saturating_mul(blocks);
+        let positions = TokenCount::new(context.get().saturating_mul(sessions.into()));
         let reserved = reservation.bytes();
-        let stage = ModelStage::new(model, kv, sessions.into()).keeping((reservation, kept));
+        let stage = ModelStage::new(model, positions, sessions.into()).keeping((reservation, kept));
         Ok(Loaded { stage, digest, dir, reserved })
     }
 

@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ram_core::id::{Epoch, ModelId, NodeName, ProviderId};
+use ram_core::id::{Epoch, GroupId, ModelId, NodeName, ProviderId};
+use ram_core::layers::LayerRange;
 use ram_core::provider::{Speed, Thermal};
 use ram_core::units::{Bytes, Timestamp, TokenCount};
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,9 @@ pub struct NodeStatus {
     pub last_error: Option<PastError>,
     /// Its models, those that cannot be served too.
     pub models: Vec<ModelStatus>,
+    /// Layers of models that it holds together with other nodes.
+    #[serde(default)]
+    pub shards: Vec<HeldShard>,
     /// Its memory.
     pub memory: MemoryStatus,
     /// Jobs that run.
@@ -132,6 +136,21 @@ pub struct ModelStatus {
     pub speed: Option<Speed>,
     /// Why it is not served, if it is not.
     pub fault: Option<String>,
+}
+
+/// Layers that a node holds for a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldShard {
+    /// Of which model.
+    pub model: ModelId,
+    /// For which group.
+    pub group: GroupId,
+    /// Which.
+    pub layers: LayerRange,
+    /// In which epoch its links stand; `None` while they do not.
+    pub linked: Option<Epoch>,
+    /// Sessions that it has keys and values of.
+    pub sessions: u32,
 }
 
 /// The memory of a node.
@@ -300,6 +319,13 @@ pub(crate) mod tests {
             standing: Standing::Registered { epoch: Epoch::new(3), since: Timestamp::from_millis(1_010_000) },
             last_error: None,
             models: vec![demo, model("own/broken", Residence::Failed, Some("it has no `tokenizer.json`"))],
+            shards: vec![HeldShard {
+                model: "own/large".parse().unwrap(),
+                group: GroupId::from_bits(7),
+                layers: LayerRange::new(8, 24).unwrap(),
+                linked: Some(Epoch::new(2)),
+                sessions: 3,
+            }],
             memory: MemoryStatus { cap: Bytes::from_gib(24), free: Bytes::from_gib(10) },
             running: 1,
             queued: 0,

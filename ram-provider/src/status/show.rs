@@ -6,7 +6,7 @@ use std::time::Duration;
 use ram_core::provider::Speed;
 use ram_core::units::{Timestamp, TokenRate};
 
-use super::{Found, ModelStatus, NodeStatus, Standing};
+use super::{Found, HeldShard, ModelStatus, NodeStatus, Standing};
 use crate::power::Wakefulness;
 use crate::worker::Residence;
 
@@ -81,7 +81,7 @@ impl NodeStatus {
             row("last error", format!("{} ({} ago)", error.what, Span(now.since(error.at))));
         }
         text.push('\n');
-        text + &models(&self.models)
+        text + &models(&self.models) + &shards(&self.shards)
     }
 
     fn standing_at(&self, now: Timestamp) -> String {
@@ -118,6 +118,22 @@ fn models(models: &[ModelStatus]) -> String {
         if let Some(fault) = fault {
             let _ = writeln!(text, "  {:<width$}  {fault}", "");
         }
+    }
+    text
+}
+
+/// Nothing where there are none: most nodes hold whole models alone.
+fn shards(shards: &[HeldShard]) -> String {
+    if shards.is_empty() {
+        return String::new();
+    }
+    let width = shards.iter().map(|shard| shard.model.as_str().len()).max().unwrap_or_default().max(8);
+    let mut text = format!("\n  {:<width$}  LAYERS    LINKS       SESSIONS  GROUP\n", "PARTS OF");
+    for HeldShard { model, group, layers, linked, sessions } in shards {
+        let (name, layers) = (model.as_str(), layers.to_string());
+        let links = if linked.is_some() { "linked" } else { "not linked" };
+        // A String takes all.
+        let _ = writeln!(text, "  {name:<width$}  {layers:<8}  {links:<10}  {sessions:>8}  {group}");
     }
     text
 }
@@ -179,6 +195,7 @@ mod tests {
                 "10.0 GiB free of 24.0 GiB",
                 "ram-aggregator/ram-demo-4bit  loaded    160.0 MiB    420.0      38.2",
                 "it has no `tokenizer.json`",
+                "own/large  8..24     linked             3  00000000000000000000000000000007",
             ],
         );
     }

@@ -15,6 +15,7 @@ use super::{JobCounts, Journal, MemoryStatus, NodeStatus, Standing};
 use crate::ProviderError;
 use crate::agent::{Agent, Effect};
 use crate::config::ProviderConfig;
+use crate::groups::Groups;
 use crate::power::{self, SleepGuard, Wakefulness};
 use crate::worker::{self, Worker};
 
@@ -58,6 +59,7 @@ impl Teller {
             standing: journal.standing.clone(),
             last_error: None,
             models: Vec::new(),
+            shards: Vec::new(),
             memory: MemoryStatus { cap, free: Bytes::ZERO },
             running: 0,
             queued: 0,
@@ -106,13 +108,14 @@ impl Teller {
     }
 
     /// Tells all anew. Needs a tokio runtime, in whose background it is written.
-    pub(crate) fn tell(&mut self, agent: &Agent, worker: &Worker, now: Timestamp) {
+    pub(crate) fn tell(&mut self, agent: &Agent, worker: &Worker, groups: Option<&Groups>, now: Timestamp) {
         let load = agent.load();
         let status = &mut self.status;
         status.written_at = now;
         status.standing = self.journal.standing.clone();
         status.last_error = self.journal.last_error.clone();
         status.models = worker.views().into_iter().map(Into::into).collect();
+        status.shards = groups.map(Groups::held).unwrap_or_default();
         status.memory.free = worker.memory_free();
         (status.running, status.queued, status.thermal) = (load.running, load.queued, load.thermal);
         status.jobs = self.journal.jobs;
