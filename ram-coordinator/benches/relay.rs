@@ -1,8 +1,8 @@
 //! What a piece of an answer costs the coordinator on its way from a provider to a user, in words and in a box:
 //! `cargo bench -p ram-coordinator --bench relay`.
 //!
-//! The message is read, goes through the state machine, and becomes the event that the user hears. Sockets are left out: they
-//! are the same for both. A piece has a token's worth of text; its box is padded, and so longer.
+//! The message is read, goes through the state machine, and becomes the event that the user hears. Sockets are left
+//! out: they are the same for both. A piece has a token's worth of text; its box is padded, and so longer.
 
 #![allow(missing_docs, reason = "criterion's macros write undocumented functions")]
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on panics")]
