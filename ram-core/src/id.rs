@@ -1,4 +1,4 @@
-//! Names of things: jobs, attempts, nodes, groups, providers, models, wallets.
+//! Names of things: jobs, attempts, nodes, groups, providers, models, contents of files, wallets.
 //!
 //! Each id parses what a stranger sent and refuses the rest; none is made here, for that takes randomness or a key.
 
@@ -35,6 +35,9 @@ pub enum IdError {
         "a model id is 1 to {MODEL_ID_BYTES_MAX} letters, digits, `.`, `_`, `-`, with at most one `/` inside"
     )]
     Model,
+    /// The hash of a file's content.
+    #[error("a content hash is 64 hexadecimal digits, lower-case")]
+    Content,
     /// A node's name.
     #[error(
         "a node's name is 1 to {NODE_NAME_CHARS_MAX} characters without control characters or outer spaces"
@@ -282,6 +285,33 @@ impl FromStr for ModelId {
 }
 serde_as_text!(ModelId);
 
+/// What a file holds, by the SHA-256 (FIPS 180-4) of all of it: whoever has such a file has this very one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContentHash([u8; 32]);
+
+impl ContentHash {
+    /// Of these bytes.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl FromStr for ContentHash {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        lower_hex(text).map(Self).ok_or(IdError::Content)
+    }
+}
+serde_as_text!(ContentHash);
+
 /// The name that an operator gave a node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeName(String);
@@ -427,12 +457,14 @@ mod tests {
             prop_assert_eq!(group.to_string().parse(), Ok(group));
             prop_assert_eq!(key.to_string().parse(), Ok(key));
             prop_assert_eq!(key.provider_id().to_string().parse(), Ok(key.provider_id()));
+            let content = ContentHash::from_bytes(*key.as_bytes());
+            prop_assert_eq!(content.to_string().parse(), Ok(content));
         }
 
         #[test]
         fn no_text_panics(text: String) {
             let _ = (text.parse::<JobId>(), text.parse::<GroupId>());
-            let _ = (text.parse::<NodeKey>(), text.parse::<ProviderId>());
+            let _ = (text.parse::<NodeKey>(), text.parse::<ProviderId>(), text.parse::<ContentHash>());
             let _ = (text.parse::<ModelId>(), text.parse::<NodeName>(), text.parse::<WalletAddress>());
         }
     }

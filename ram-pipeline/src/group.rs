@@ -673,6 +673,7 @@ impl Group {
             place,
             positions: self.terms.positions,
             sessions: self.terms.sessions,
+            near: Vec::new(), // Who else has files of it is the shell's to say.
         };
         effects.push(Effect::Send { to: node, message: Box::new(ToProvider::LoadShard(load)) });
     }

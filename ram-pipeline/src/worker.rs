@@ -283,7 +283,12 @@ impl Worker {
                 self.pass_down(frame, effects);
             }
             Head::Heartbeat(_) | Head::Goaway | Head::Error(_) => {}
-            Head::Hello(_) | Head::Welcome(_) | Head::Result(_) | Head::Credit { .. } => {
+            Head::Hello(_)
+            | Head::Welcome(_)
+            | Head::Result(_)
+            | Head::Credit { .. }
+            | Head::Fetch(_)
+            | Head::Piece(_) => {
                 effects.push(Effect::HangUp(Side::Up));
             }
         }

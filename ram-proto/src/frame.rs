@@ -14,6 +14,14 @@
 //!    | -- TRIM, CANCEL, CLOSE, as KV_CACHE_INIT -> |
 //! ```
 //!
+//! A link that begins with FETCH is for one file of a model, by the hash of its content, and ends with its last PIECE:
+//!
+//! ```text
+//! a node next door     who has the file
+//!    | -- FETCH ------------> |    which, from which byte on
+//!    | <- PIECE, PIECE, … --- |    at most PIECE_BYTES_MAX each, to the end of the file; or ERROR
+//! ```
+//!
 //! HEARTBEAT goes both ways, once in [`HEARTBEAT_MS`]. REPLAY is a step for a shard that takes the place of a lost one.
 //! What cannot be done is answered by ERROR to whom it came from, and passed on to the head.
 //!
@@ -30,8 +38,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::Deserialize;
 
 pub use self::head::{
-    Carries, Clock, Code, Echo, Head, Heartbeat, Hello, KvCacheInit, Logprob, Mark, ModelDigest,
-    ModelDigestError, Of, PrefixHash, Refusal, Spent, Step, StepResult, TYPES, Trim, Want, Welcome,
+    Carries, Clock, Code, Echo, Fetch, Head, Heartbeat, Hello, KvCacheInit, Logprob, Mark, ModelDigest,
+    ModelDigestError, Of, Piece, PrefixHash, Refusal, Spent, Step, StepResult, TYPES, Trim, Want, Welcome,
 };
 
 /// Longest head. One of a step has less than 256 bytes; the longest that is of use, a KV_CACHE_INIT with a bias for
@@ -39,6 +47,8 @@ pub use self::head::{
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Longest payload: 512 tokens of a model that is 128 Ki numbers wide, in f32.
 pub const PAYLOAD_BYTES_MAX: usize = 256 << 20;
+/// Longest payload of a PIECE: long enough that its head costs nothing, short enough that two ends hold little.
+pub const PIECE_BYTES_MAX: usize = 1 << 20;
 /// The version of this protocol.
 pub const VERSION: u32 = 1;
 /// How often each end of a link says that it lives.
@@ -112,6 +122,8 @@ impl Limits {
     pub const FULL: Self = Self { head: HEAD_BYTES_MAX, payload: PAYLOAD_BYTES_MAX };
     /// Before HELLO and WELCOME are exchanged.
     pub const STRANGER: Self = Self { head: 1 << 10, payload: 0 };
+    /// After FETCH, of who answers it.
+    pub const PIECES: Self = Self { head: 1 << 10, payload: PIECE_BYTES_MAX };
 }
 
 /// Why a peer's bytes were refused. Every variant means: close the link.
@@ -337,6 +349,8 @@ mod tests {
         check(Limits::STRANGER, 1024, 0, Ok(None));
         check(Limits::STRANGER, 1025, 0, head(1025, 1024));
         check(Limits::STRANGER, 100, 1, payload(1, 0));
+        check(Limits::PIECES, 1024, 1 << 20, Ok(None));
+        check(Limits::PIECES, 100, (1 << 20) + 1, payload((1 << 20) + 1, 1 << 20));
     }
 
     #[test]

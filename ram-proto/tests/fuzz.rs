@@ -75,6 +75,10 @@ fn frames(pieces: &[Vec<u8>]) -> Result<(), TestCaseError> {
 
 /// Fields of heads, each of one or several types.
 const FRAME_KEYS: &[&str] = &[
+    "content",
+    "from",
+    "at",
+    "size",
     "version",
     "model",
     "layers",

@@ -171,6 +171,7 @@ fn order(place: u16) -> LoadShard {
         place: Place::new(place, SHARDS).unwrap(),
         positions: TokenCount::new(512),
         sessions: 2,
+        near: Vec::new(),
     }
 }
 

@@ -1,8 +1,11 @@
 //! One file of a model: resumed where it was cut, hashed while it comes, and in its place only when it is right.
 //!
 //! ```text
-//! lock -> what came before is hashed -> GET from there on -> ... -> sync -> size and hash -> renamed to its ETag
+//! lock -> what came before is hashed -> neighbours -> GET from there on -> ... -> sync -> size and hash -> renamed to its ETag
 //! ```
+//!
+//! Where the hash is wrong and not every byte has come from the hub just now, the hub gives all of it once more: it does
+//! not answer for the bytes of others, nor for those of a disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -18,6 +21,7 @@ use sha2::{Digest, Sha256};
 use super::cache::{Repository, make_dir};
 use super::http::{Http, Wanted, broken};
 use super::listing::{Check, Content};
+use super::near::{Asking, Near};
 use super::{HubError, Patience, PlannedFile};
 
 /// What is read at once; a listener hears of each.
@@ -36,6 +40,7 @@ pub(super) struct Order<'a> {
     pub(super) commit: &'a str,
     pub(super) file: &'a PlannedFile,
     pub(super) patience: Patience,
+    pub(super) near: Option<&'a dyn Near>,
 }
 
 /// Who watches a file come.
@@ -61,11 +66,45 @@ impl Order<'_> {
             return Ok(());
         }
         let mut part = Part::open(self, watch)?;
+        watch.at(part.len);
+        self.from_near(&mut part, watch)?;
+        self.from_hub(&mut part, watch)?;
+        if !part.is_hubs && part.fault(self).is_some() {
+            part.restart(self)?;
+            watch.at(part.len);
+            self.from_hub(&mut part, watch)?;
+        }
+        part.finish(self)
+    }
+
+    /// Appends what neighbours give, which may be nothing, and forgets it if it is all of the file and wrong.
+    fn from_near(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
+        let Some(asking) = Asking::new(self.near, self.file) else { return Ok(()) };
+        let before = part.len;
+        let end = asking.read(before, watch, |bytes, watch| {
+            part.append(bytes)?;
+            watch.at(part.len);
+            Ok(())
+        })?;
+        if end > before {
+            part.is_hubs = false;
+        }
+        if end > before && end == self.file.size && part.fault(self).is_some() {
+            if before == Bytes::ZERO {
+                asking.blame();
+            }
+            part.restart(self)?;
+            watch.at(part.len);
+        }
+        Ok(())
+    }
+
+    /// Has the hub give what is missing.
+    fn from_hub(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
         let mut tries = Tries::new(self.patience);
         let mut most = part.len;
-        watch.at(part.len);
         while part.len < self.file.size {
-            match self.go_on(&mut part, watch) {
+            match self.go_on(part, watch) {
                 Err(error) if error.is_transient() => {
                     // Only what was never here before is progress: a server that starts anew each time ends this.
                     if part.len > most {
@@ -79,7 +118,7 @@ impl Order<'_> {
                 other => other?,
             }
         }
-        part.finish(self)
+        Ok(())
     }
 
     /// Whether the file is in the cache.
@@ -140,6 +179,8 @@ struct Part {
     file: File,
     len: Bytes,
     hash: Hash,
+    /// Whether all of it has come from the hub, and now.
+    is_hubs: bool,
 }
 
 impl Part {
@@ -163,7 +204,7 @@ impl Part {
                 }
             }
         }
-        let mut part = Self { path, file, len, hash };
+        let mut part = Self { path, file, len, hash, is_hubs: len == Bytes::ZERO };
         if part.len > order.file.size || !order.file.has_hash() {
             part.restart(order)?;
         }
@@ -183,13 +224,20 @@ impl Part {
         emptied.map_err(HubError::disk(&self.path))?;
         self.len = Bytes::ZERO;
         self.hash = Hash::new(&order.file.content, order.file.size);
+        self.is_hubs = true;
         Ok(())
+    }
+
+    /// What is wrong with all that came.
+    fn fault(&self, order: Order<'_>) -> Option<&'static str> {
+        let is_all = self.len == order.file.size;
+        if is_all { self.hash.clone().fault(&order.file.content) } else { Some("size") }
     }
 
     /// Puts it in its place if it is what was announced, and removes it if not.
     fn finish(self, order: Order<'_>) -> Result<(), HubError> {
-        let Self { path, file, len, hash } = self;
-        let wrong = if len == order.file.size { hash.fault(&order.file.content) } else { Some("size") };
+        let wrong = self.fault(order);
+        let Self { path, file, .. } = self;
         if let Some(what) = wrong {
             fs::remove_file(&path).map_err(HubError::disk(&path))?;
             return Err(HubError::Damaged { file: order.file.name.clone(), what });
@@ -200,6 +248,7 @@ impl Part {
 }
 
 /// The hash that a file's ETag is.
+#[derive(Clone)]
 enum Hash {
     Sha256(Sha256),
     Git(Sha1),

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ram_core::id::ModelId;
+use ram_core::id::{ContentHash, ModelId};
 use ram_core::units::Bytes;
 
 use super::HubError;
@@ -50,6 +50,26 @@ impl Cache {
         let folder = format!("{PREFIX}{}", model.as_str().replace('/', "--"));
         let locks = self.root.join(".locks").join(&folder);
         Repository { model: model.clone(), dir: self.root.join(folder), locks }
+    }
+
+    /// Opens a blob by the SHA-256 that it is named by, of whichever model, and tells its size.
+    ///
+    /// Only what has come whole has such a name; what was once right may be damaged by now, so that who gets it hashes
+    /// it. A name that is a link is passed over, for it could lead anywhere.
+    #[must_use]
+    pub fn open_blob(&self, content: &ContentHash) -> Option<(File, Bytes)> {
+        let name = content.to_string();
+        self.repositories().iter().find_map(|repository| {
+            let path = repository.blob(&name);
+            let is_plain = |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.is_file());
+            let folder = fs::symlink_metadata(repository.dir.join("blobs"));
+            if !folder.is_ok_and(|found| found.is_dir()) || !is_plain(&path) {
+                return None;
+            }
+            let file = File::open(path).ok()?;
+            let size = file.metadata().ok()?.len();
+            Some((file, Bytes::new(size)))
+        })
     }
 
     /// Tells programs that make backups that what lies there can be fetched again (<https://bford.info/cachedir>).
@@ -424,6 +444,33 @@ mod tests {
         assert_eq!(repository.remove(), Ok(Bytes::new(5)));
         assert!(!repository.dir().exists() && other.snapshot().is_some(), "the other one stays");
         assert!(matches!(repository.remove(), Err(HubError::Disk { kind: ErrorKind::NotFound, .. })));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_blob_is_found_by_its_hash_and_nothing_else_is() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::new(root.path());
+        let content = |byte: u8| ContentHash::from_bytes([byte; 32]);
+        let name = |byte| content(byte).to_string();
+        let blobs = cache.repository(&model()).dir().join("blobs");
+        let secret = root.path().join("secret");
+        fs::write(&secret, "key").unwrap();
+        write(&blobs, &[(&name(1), "one"), (&format!("{}.incomplete", name(2)), "half")]);
+        std::os::unix::fs::symlink(&secret, blobs.join(name(3))).unwrap();
+        let elsewhere = root.path().join("elsewhere");
+        write(&elsewhere, &[(&name(4), "four")]);
+        let linked = cache.repository(&"org/linked".parse().unwrap());
+        fs::create_dir(linked.dir()).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, linked.dir().join("blobs")).unwrap();
+
+        let (mut file, size) = cache.open_blob(&content(1)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!((&*text, size), ("one", Bytes::new(3)));
+        for byte in 2..6 {
+            assert!(cache.open_blob(&content(byte)).is_none(), "{byte}");
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::listing::{
     CONFIG, CONFIG_BYTES_MAX, Check, Content, Entry, INDEX, INDEX_BYTES_MAX, Listing, SINGLE, TOKENIZER,
     weight_map,
 };
+use super::near::Near;
 use super::{HubConfig, HubError, Patience};
 use crate::config::ModelConfig;
 use crate::error::InferError;
@@ -42,6 +43,7 @@ pub struct Hub {
     http: Http,
     cache: Cache,
     config: HubConfig,
+    near: Option<Arc<dyn Near>>,
 }
 
 /// What is to be fetched of a model, at one commit.
@@ -147,7 +149,13 @@ impl Hub {
     /// The hub of a configuration; nothing is asked yet.
     #[must_use]
     pub fn new(config: HubConfig) -> Self {
-        Self { http: Http::new(&config), cache: Cache::new(&config.cache), config }
+        Self { http: Http::new(&config), cache: Cache::new(&config.cache), config, near: None }
+    }
+
+    /// With neighbours, who are asked before the hub for each large file whose SHA-256 the hub names.
+    #[must_use]
+    pub fn with_near(self, near: Arc<dyn Near>) -> Self {
+        Self { near: Some(near), ..self }
     }
 
     /// Where its models go.
@@ -210,6 +218,10 @@ impl Hub {
 
     pub(super) const fn config(&self) -> &HubConfig {
         &self.config
+    }
+
+    pub(super) fn near(&self) -> Option<&dyn Near> {
+        self.near.as_deref()
     }
 
     /// The bytes of a plan that are still to come.
@@ -416,6 +428,7 @@ impl Download<'_> {
             commit: &self.plan.commit,
             file: &self.plan.files[place],
             patience: self.hub.config.patience,
+            near: self.hub.near(),
         };
         order.run(&mut Thread { place, cancelled: self.cancelled, failed, notes })
     }

@@ -16,6 +16,7 @@
 //! | `http` | one request: redirects, refusals, silence |
 //! | `blob` | one file: resumed, hashed while it comes, and in place only when it is right |
 //! | `fetch` | a whole model: the plan, the room on the disk, four files at once, the links at the end |
+//! | `near` | neighbours that may have a file: asked before the hub, believed by the hash |
 //! | `layers` | some layers of a model: only the files and byte ranges that hold their tensors |
 //!
 //! Everything here blocks; a shell runs it on a thread of its own. Nothing reads a clock or the environment, except
@@ -46,8 +47,10 @@ mod fetch;
 mod http;
 mod layers;
 mod listing;
+mod near;
 
 pub use config::{Endpoint, HubConfig, Patience, Token, cache_dir};
 pub use error::HubError;
 pub use fetch::{Hub, Plan, PlannedFile, Progress};
 pub use layers::LayersPlan;
+pub use near::{Near, NearFile};

@@ -216,6 +216,7 @@ fn a_load_says_what_to_hold_and_where() {
         place: Place::new(1, 2).unwrap(),
         positions: TokenCount::new(4096),
         sessions: 4,
+        near: Vec::new(),
     };
     assert_eq!((*to, &**message), (id(2), &ToProvider::LoadShard(load)));
 }

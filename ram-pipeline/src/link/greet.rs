@@ -8,7 +8,8 @@
 //!   | <- ERROR, and the end of the stream ------- |  Caller::refuse, or at once when HELLO is none
 //! ```
 //!
-//! Start at [`accept`], which knows what it expects; [`hear`] is for who has to look it up.
+//! Start at [`accept`], which knows what it expects; [`hear`] is for who has to look it up. To whom others come for files,
+//! too, [`hear_any`] tells both apart: see [`fetch`](super::fetch).
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use ram_core::id::NodeKey;
 use ram_proto::frame::{Code, Decoded, Frame, Head, Hello, Limits, Refusal, VERSION, Welcome};
 use tokio::io::{ReadHalf, WriteHalf};
 
+use super::fetch::Asker;
 use super::frames::{self, Incoming, Outgoing};
 use super::{GREETING, Link, LinkError, within};
 
@@ -41,6 +43,15 @@ pub struct Caller<L> {
     hello: Hello,
     incoming: Incoming<ReadHalf<L>>,
     outgoing: Outgoing<WriteHalf<L>>,
+}
+
+/// Who has come.
+#[derive(Debug)]
+pub enum Heard<L> {
+    /// Somebody who said HELLO.
+    Caller(Caller<L>),
+    /// Somebody who wants a file.
+    Asker(Asker<L>),
 }
 
 /// Says HELLO on a new link, and waits for WELCOME.
@@ -73,21 +84,36 @@ pub async fn dial<L: Link>(link: L, hello: Hello) -> Result<Open<L>, LinkError> 
 /// # Errors
 /// [`LinkError`]; the other end was told why, unless it said nothing, and the link is closed.
 pub async fn hear<L: Link>(link: L) -> Result<Caller<L>, LinkError> {
-    let peer = link.peer();
-    let (mut incoming, mut outgoing) = frames::over(link, Limits::STRANGER);
-    let heard = within(GREETING, incoming.next()).await.and_then(|frame| match frame {
-        Decoded::Known(Frame { head: Head::Hello(hello), .. }) => Ok(hello),
-        _ => Err(LinkError::OutOfTurn("HELLO")),
-    });
-    match heard {
-        Ok(hello) => Ok(Caller { peer, hello, incoming, outgoing }),
-        Err(error) => {
-            if error.is_peers_fault() {
-                refuse(&mut incoming, &mut outgoing, Code::Protocol, None).await;
-            }
-            Err(error)
+    match hear_any(link).await? {
+        Heard::Caller(caller) => Ok(caller),
+        Heard::Asker(asker) => {
+            asker.refuse(Code::Protocol).await;
+            Err(LinkError::OutOfTurn("HELLO"))
         }
     }
+}
+
+/// Hears a new link's first word: HELLO, or FETCH.
+///
+/// # Errors
+/// [`LinkError`]; the other end was told why, unless it said nothing, and the link is closed.
+pub async fn hear_any<L: Link>(link: L) -> Result<Heard<L>, LinkError> {
+    let peer = link.peer();
+    let (mut incoming, mut outgoing) = frames::over(link, Limits::STRANGER);
+    let error = match within(GREETING, incoming.next()).await {
+        Ok(Decoded::Known(Frame { head: Head::Hello(hello), .. })) => {
+            return Ok(Heard::Caller(Caller { peer, hello, incoming, outgoing }));
+        }
+        Ok(Decoded::Known(Frame { head: Head::Fetch(fetch), .. })) => {
+            return Ok(Heard::Asker(Asker { peer, fetch, incoming, outgoing }));
+        }
+        Ok(_) => LinkError::OutOfTurn("HELLO"),
+        Err(error) => error,
+    };
+    if error.is_peers_fault() {
+        refuse(&mut incoming, &mut outgoing, Code::Protocol, None).await;
+    }
+    Err(error)
 }
 
 /// Hears a new link's HELLO, and answers WELCOME if it is as `expected`.
@@ -154,7 +180,7 @@ impl<L: Link> Caller<L> {
 /// Says why not, and that nothing more will come; then waits a little for the other end to close.
 ///
 /// A socket that is closed with something unread takes back what was sent last, and with it the reason.
-async fn refuse<L: Link>(
+pub(super) async fn refuse<L: Link>(
     incoming: &mut Incoming<ReadHalf<L>>,
     outgoing: &mut Outgoing<WriteHalf<L>>,
     code: Code,

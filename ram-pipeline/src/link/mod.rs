@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`frames`] | frames out of bytes and back, over any [`Link`] |
 //! | [`greet`] | HELLO and WELCOME: who may go on, within a limit of time |
+//! | [`fetch`] | FETCH and PIECE: one file of a model, by the hash of its content |
 //! | [`alive`] | heartbeats, silence, and a link as a whole while it lives |
 //! | [`memory`] | within a process, with delay, rate and faults: for tests and simulations |
 //! | [`tcp`] | plain TCP: for loopback and machines that trust their wire |
@@ -21,6 +22,7 @@
 //! [`worker`](crate::worker) and [`driver`](crate::driver).
 
 pub mod alive;
+pub mod fetch;
 pub mod frames;
 pub mod greet;
 #[cfg(feature = "iroh")]

@@ -33,6 +33,8 @@ use crate::tensor::Dtype;
 pub const SHARDS_MAX: usize = 64;
 /// Most addresses of a node: its home's, the internet's, each in both versions of IP, and a relay's.
 pub const ADDRESSES_MAX: usize = 8;
+/// Most nodes that a node is told of as near: more than a home has.
+pub const NEAR_MAX: usize = 8;
 /// Longest address in bytes: a name of the DNS has 253, a port five and a colon.
 pub const ADDRESS_BYTES_MAX: usize = 259;
 
@@ -51,6 +53,18 @@ pub struct LoadShard {
     pub positions: TokenCount,
     /// Sessions at once.
     pub sessions: u16,
+    /// Who may have files of the model, likeliest first; [`NEAR_MAX`] of them are asked at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub near: Vec<Near>,
+}
+
+/// A node that may have files of a model, and gives them to others on its network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Near {
+    /// Who it is, and must prove to be when dialled.
+    pub node: NodeKey,
+    /// Where to dial it.
+    pub addresses: Addresses,
 }
 
 /// Link with the other shards; what other epochs linked is closed, and the layers that the chain names serve.
@@ -133,6 +147,9 @@ pub struct ShardReport {
     /// How its shards that are linked do; at most [`SHARDS_MAX`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shards: Vec<ShardStatus>,
+    /// Where it gives files of models to nodes on its network; left out by one that gives none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub addresses: Option<Addresses>,
 }
 
 /// What a node lends to groups.

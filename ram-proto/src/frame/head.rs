@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use ram_core::id::{Epoch, JobId, NodeKey};
+use ram_core::id::{ContentHash, Epoch, JobId, NodeKey};
 use ram_core::job::Sampling;
 use ram_core::layers::LayerRange;
 use ram_core::units::TokenCount;
@@ -46,6 +46,10 @@ pub enum Head {
     Error(Refusal),
     /// No new sessions, please; those that run will end.
     Goaway,
+    /// The first word on a link that is for one file and nothing else, in place of HELLO.
+    Fetch(Fetch),
+    /// A piece of the file; one comes behind the other until its end. The payload are its bytes.
+    Piece(Piece),
 }
 
 /// Who makes a link, and what it is for.
@@ -90,6 +94,26 @@ pub struct Welcome {
     /// it is to be replayed.
     #[serde(default, skip_serializing_if = "is_none")]
     pub sessions: u32,
+}
+
+/// Send me a file, from some byte on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch {
+    /// [`VERSION`](super::VERSION).
+    pub version: u32,
+    /// Which: it has no other name here.
+    pub content: ContentHash,
+    /// The first byte that is wanted.
+    pub from: u64,
+}
+
+/// Where a piece of a file belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// Its first byte.
+    pub at: u64,
+    /// The size of the whole file.
+    pub size: u64,
 }
 
 /// Whether there are none.
@@ -378,6 +402,8 @@ pub enum Code {
     Protocol,
     /// The head has a type that is unknown here.
     Unsupported,
+    /// No such file is here, or it has no such byte.
+    UnknownContent,
     /// A shard further down is gone.
     LinkLost,
     /// It went wrong here.
@@ -401,7 +427,8 @@ impl Code {
             | Self::WrongShape
             | Self::DeadlineExceeded
             | Self::Protocol
-            | Self::Unsupported => false,
+            | Self::Unsupported
+            | Self::UnknownContent => false,
         }
     }
 }
@@ -496,7 +523,7 @@ impl<'de> Deserialize<'de> for ModelDigest {
 }
 
 /// The types of heads that are known here.
-pub const TYPES: [&str; 13] = [
+pub const TYPES: [&str; 15] = [
     "HELLO",
     "WELCOME",
     "KV_CACHE_INIT",
@@ -510,6 +537,8 @@ pub const TYPES: [&str; 13] = [
     "HEARTBEAT",
     "ERROR",
     "GOAWAY",
+    "FETCH",
+    "PIECE",
 ];
 
 #[cfg(test)]

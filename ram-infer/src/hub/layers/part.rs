@@ -7,6 +7,9 @@
 //!
 //! After a cut the tensors that are there to their end are hashed again and kept; the fetch goes on behind the last one
 //! that is right. Within one run it goes on at the very byte.
+//!
+//! Neighbours give all of the file, of which the tensors are kept: in NAME.near, until all of it has come and has the hash
+//! that the hub named. What has not is thrown away, and the hub is asked.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -21,11 +24,16 @@ use super::header::Tensor;
 use super::manifest::{PartSums, hash_of};
 use crate::hub::blob::{PIECE_BYTES, Tries, Watch, hex, pause};
 use crate::hub::http::{Http, Wanted, broken};
+use crate::hub::near::{Asking, Near};
 use crate::hub::{HubError, Patience, PlannedFile};
 
 /// What lies between two tensors is fetched and thrown away when it is shorter than another request costs: some 5 ms
 /// of a fast line.
 const GAP_BYTES_MAX: u64 = 256 << 10;
+
+/// How the names of the two files end while a hub gives the tensors, and while a neighbour does.
+const INCOMPLETE: [&str; 2] = ["incomplete", "sums"];
+const NEAR: [&str; 2] = ["near", "near-sums"];
 
 /// Some tensors of one file.
 #[derive(Clone, Debug, PartialEq)]
@@ -85,6 +93,7 @@ pub(super) struct PartOrder<'a> {
     pub(super) part: &'a Part,
     pub(super) dir: &'a Path,
     pub(super) patience: Patience,
+    pub(super) near: Option<&'a dyn Near>,
 }
 
 impl PartOrder<'_> {
@@ -94,6 +103,12 @@ impl PartOrder<'_> {
     /// [`HubError`]. What has come is kept for the next time.
     pub(super) fn run(self, watch: &mut impl Watch) -> Result<PartSums, HubError> {
         let mut writing = Writing::open(self.dir, self.part, watch)?;
+        if writing.has_nothing()
+            && let Some(sums) = self.from_near(watch)?
+        {
+            writing.remove()?;
+            return Ok(sums);
+        }
         let mut tries = Tries::new(self.patience);
         watch.at(self.part.before(writing.place()));
         while !writing.is_whole() {
@@ -112,6 +127,29 @@ impl PartOrder<'_> {
         }
         watch.at(self.part.bytes());
         writing.finish()
+    }
+
+    /// Has neighbours give the whole file, and keeps the part of it; `None` when they do not, or not this file.
+    fn from_near(self, watch: &mut impl Watch) -> Result<Option<PartSums>, HubError> {
+        let Some(asking) = Asking::new(self.near, &self.part.file) else { return Ok(None) };
+        let mut writing = Writing::anew(self.dir, self.part, NEAR)?;
+        let (mut hash, mut place) = (Sha256::new(), 0);
+        let read = asking.read(Bytes::ZERO, watch, |bytes, watch| {
+            hash.update(bytes);
+            writing.take(place, bytes)?;
+            place += bytes.len() as u64;
+            watch.at(self.part.before(place));
+            Ok(())
+        });
+        let is_all = read.as_ref().is_ok_and(|end| *end == self.part.file.size);
+        if is_all && hex(&hash.finalize()) == self.part.file.content.etag {
+            return writing.finish().map(Some);
+        }
+        writing.remove()?;
+        if is_all {
+            asking.blame();
+        }
+        read.map(|_| None)
     }
 
     /// Asks for the rest of the run that the next byte lies in, and writes what comes of it.
@@ -159,37 +197,54 @@ struct Writing<'a> {
 impl<'a> Writing<'a> {
     /// Opens what came before, and keeps what of it is right.
     fn open(dir: &'a Path, part: &'a Part, watch: &impl Watch) -> Result<Self, HubError> {
-        let name = &part.file.name;
-        let path = dir.join(format!("{name}.incomplete"));
-        let sums_path = dir.join(format!("{name}.sums"));
+        let mut writing = Self::at(dir, part, INCOMPLETE)?;
+        writing.recall(watch)?;
+        writing.cut_back()?;
+        Ok(writing)
+    }
+
+    /// Begins anew, whatever came before.
+    fn anew(dir: &'a Path, part: &'a Part, endings: [&str; 2]) -> Result<Self, HubError> {
+        let mut writing = Self::at(dir, part, endings)?;
+        writing.cut_back()?;
+        Ok(writing)
+    }
+
+    /// Opens the two files with these endings, and reads nothing.
+    fn at(dir: &'a Path, part: &'a Part, endings: [&str; 2]) -> Result<Self, HubError> {
+        let [path, sums_path] = endings.map(|ending| dir.join(format!("{}.{ending}", part.file.name)));
         let open = |path: &Path| {
             let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
             opened.map_err(HubError::disk(path))
         };
-        let (mut file, mut sums_file) = (open(&path)?, open(&sums_path)?);
-        let mut sums = Vec::new();
+        let (file, sums_file) = (open(&path)?, open(&sums_path)?);
+        let (sums, come, hash) = (Vec::new(), 0, Sha256::new());
+        Ok(Self { part, dir, path, file, sums_path, sums_file, sums, come, hash })
+    }
+
+    /// Reads what came before, up to the first tensor that is not right.
+    fn recall(&mut self, watch: &impl Watch) -> Result<(), HubError> {
+        let Self { part, file, sums_file, sums, .. } = self;
         let mut head = Vec::new();
-        let read = (&mut file).take(part.head.len() as u64).read_to_end(&mut head);
-        if read.is_ok() && head == part.head {
-            let lines = BufReader::new(&mut sums_file).lines().map_while(Result::ok);
-            // The first says of which content the tensors are.
-            let mut told = lines.skip_while(|line| *line != part.file.content.etag).skip(1);
-            for tensor in &part.tensors {
-                if watch.is_over() {
-                    return Err(HubError::Cancelled);
-                }
-                let Some(sum) = told.next() else { break };
-                let length = tensor.bytes.end - tensor.bytes.start;
-                if hash_of(&mut file, length).is_none_or(|found| found != sum) {
-                    break;
-                }
-                sums.push(sum);
-            }
+        let read = (&mut *file).take(part.head.len() as u64).read_to_end(&mut head);
+        if read.is_err() || head != part.head {
+            return Ok(());
         }
-        let mut writing =
-            Self { part, dir, path, file, sums_path, sums_file, sums, come: 0, hash: Sha256::new() };
-        writing.cut_back()?;
-        Ok(writing)
+        let lines = BufReader::new(sums_file).lines().map_while(Result::ok);
+        // The first says of which content the tensors are.
+        let mut told = lines.skip_while(|line| *line != part.file.content.etag).skip(1);
+        for tensor in &part.tensors {
+            if watch.is_over() {
+                return Err(HubError::Cancelled);
+            }
+            let Some(sum) = told.next() else { break };
+            let length = tensor.bytes.end - tensor.bytes.start;
+            if hash_of(file, length).is_none_or(|found| found != sum) {
+                break;
+            }
+            sums.push(sum);
+        }
+        Ok(())
     }
 
     /// Cuts both files to what is right, and stands at their ends.
@@ -216,6 +271,10 @@ impl<'a> Writing<'a> {
         let written =
             file.rewind().and_then(|()| file.set_len(0)).and_then(|()| file.write_all(lines.as_bytes()));
         written.map_err(HubError::disk(&self.sums_path))
+    }
+
+    fn has_nothing(&self) -> bool {
+        self.sums.is_empty() && self.come == 0
     }
 
     fn is_whole(&self) -> bool {
@@ -253,6 +312,12 @@ impl<'a> Writing<'a> {
             self.come = 0;
         }
         Ok(())
+    }
+
+    /// Removes what came.
+    fn remove(self) -> Result<(), HubError> {
+        let gone = |path: &Path| fs::remove_file(path).map_err(HubError::disk(path));
+        gone(&self.path).and(gone(&self.sums_path))
     }
 
     /// Puts the file in its place.

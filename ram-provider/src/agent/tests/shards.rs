@@ -48,7 +48,7 @@ fn enter(rig: &mut Rig) -> Vec<Effect> {
 
 fn report(gib: u64) -> ShardReport {
     let lends = Lending { memory: Bytes::from_gib(gib), weights_per_s: ByteRate::new(1) };
-    ShardReport { lends: Some(lends), shards: Vec::new() }
+    ShardReport { lends: Some(lends), ..ShardReport::default() }
 }
 
 fn layers(first: u16, end: u16) -> LayerRange {
@@ -63,6 +63,7 @@ fn load(group: GroupId, of: LayerRange) -> LoadShard {
         place: Place::new(u16::from(of.first() > 0), 2).unwrap(),
         positions: TokenCount::new(4096),
         sessions: 2,
+        near: Vec::new(),
     }
 }
 
