@@ -127,13 +127,17 @@ impl Groups {
         }
         let addresses = config::addresses(&config.shards_at, shards.address());
         info!(listen = %shards.address(), told = ?shards.addresses(&addresses), "holds layers for others");
+        let loader = Loader::new(config, worker);
+        if let Some(cache) = loader.cache() {
+            shards.give_from(cache);
+        }
         let (words, heard) = mpsc::unbounded_channel();
         let inner = Inner {
             shards,
             addresses,
             worker: worker.clone(),
             rate,
-            loader: Arc::new(Loader::new(config, worker)),
+            loader: Arc::new(loader),
             turn: Arc::new(Semaphore::new(1)),
             book: Mutex::default(),
             words,
@@ -163,7 +167,7 @@ impl Groups {
 
     /// What this node lends, and how its shards do.
     pub(crate) fn report(&self) -> ShardReport {
-        let Inner { worker, rate, .. } = &*self.0;
+        let Inner { worker, rate, shards, addresses, .. } = &*self.0;
         let status = |((group, layers), held): (Key, &Held)| {
             let beat = held.member.status();
             held.linked.map(|_| ShardStatus {
@@ -178,6 +182,7 @@ impl Groups {
         ShardReport {
             lends: Some(Lending { memory: worker.lendable(), weights_per_s: *rate }),
             shards: self.0.book().held().filter_map(status).collect(),
+            addresses: shards.gives().then(|| shards.addresses(addresses)),
         }
     }
 
@@ -220,8 +225,9 @@ async fn take_in(groups: Weak<Inner>, load: LoadShard, number: u64, cancelled: A
     else {
         return;
     };
+    let Some(near) = groups.upgrade().map(|groups| groups.shards.neighbours(&load.near)) else { return };
     let order = load.clone();
-    let loaded = tokio::task::spawn_blocking(move || loader.load(&order, &cancelled, kept)).await;
+    let loaded = tokio::task::spawn_blocking(move || loader.load(&order, &near, &cancelled, kept)).await;
     let Some(groups) = groups.upgrade() else { return };
     let held = match loaded.unwrap_or(Err(ShardFailure::Internal)) {
         Ok(loaded) => groups.hold(&load, loaded, number).await,

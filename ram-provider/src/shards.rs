@@ -8,14 +8,18 @@
 //! Links are TLS 1.3 between node keys; with the feature `iroh` QUIC between the same keys, too, through address
 //! translation. Either door opens to the nodes of the chains that this node was linked into, and to nobody else: a
 //! stranger is refused before a byte of a frame is read. How others are dialled is in [`ways`].
+//!
+//! A node that gives files of models ([`near`]) opens the first door to anybody on its own network, too. Who is a
+//! stranger there may ask for a file, and for nothing else.
 
+mod near;
 mod ways;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ram_core::id::NodeKey;
@@ -23,13 +27,15 @@ use ram_core::layers::LayerRange;
 use ram_core::units::Bytes;
 use ram_crypto::identity::NodeIdentity;
 use ram_infer::device::Device;
+use ram_infer::hub::cache::Cache;
+use ram_pipeline::link::greet::{self, Heard};
 #[cfg(feature = "iroh")]
 use ram_pipeline::link::iroh::{Relay, Socket};
 use ram_pipeline::link::tls::{self, Door, Identity};
-use ram_pipeline::link::{Link, LinkError, greet, tcp};
+use ram_pipeline::link::{Link, LinkError, tcp};
 use ram_pipeline::member::{Chain, Member, MemberConfig, Report};
 use ram_pipeline::worker::{Replay, WorkerConfig};
-use ram_proto::control::shard::Addresses;
+use ram_proto::control::shard::{Addresses, Near};
 use ram_proto::frame::{Code, ModelDigest};
 use ram_proto::tensor::Dtype;
 use tokio::net::TcpListener;
@@ -37,7 +43,10 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tracing::{debug, warn};
 
+pub(crate) use self::near::Neighbours;
+use self::near::Pantry;
 use self::ways::Ways;
+
 use crate::run::now;
 use crate::stage::ModelStage;
 
@@ -49,6 +58,8 @@ struct Inner {
     ways: Arc<Ways>,
     address: SocketAddr,
     held: Arc<Mutex<Held>>,
+    /// What others on this network are given.
+    pantry: Arc<OnceLock<Pantry>>,
     links: Handle,
     /// The thread of the links ends with this.
     _open: oneshot::Sender<()>,
@@ -73,14 +84,20 @@ impl Shards {
         let identity = Identity::from_seed(&identity.node_seed());
         let held = Arc::<Mutex<Held>>::default();
         let known = held.clone();
-        let door = Arc::new(Door::new(&identity, move |key| lock(&known).knows(key)));
+        let doors = Doors {
+            known: Door::new(&identity, move |key| lock(&known).knows(key)),
+            anybody: Door::new(&identity, |_| true),
+            held: held.clone(),
+            pantry: Arc::default(),
+        };
+        let pantry = doors.pantry.clone();
         let ways = Arc::new(Ways::new(identity));
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (links, accepted, closes) = (runtime.handle().clone(), held.clone(), ways.clone());
+        let (links, closes) = (runtime.handle().clone(), ways.clone());
         let (open, closed) = oneshot::channel();
         std::thread::Builder::new().name("ram-links".to_owned()).spawn(move || {
             runtime.block_on(async {
-                let accepting = async { accept(TcpListener::from_std(listener)?, door, accepted).await };
+                let accepting = async { accept(TcpListener::from_std(listener)?, Arc::new(doors)).await };
                 tokio::select! {
                     Err(error) = accepting => warn!(%error, "the door to shards is shut"),
                     _ = closed => {}
@@ -88,7 +105,7 @@ impl Shards {
                 closes.close().await;
             });
         })?;
-        Ok(Self(Arc::new(Inner { ways, address, held, links, _open: open })))
+        Ok(Self(Arc::new(Inner { ways, address, held, pantry, links, _open: open })))
     }
 
     /// Opens a door by iroh beside the other one, once, with these relays of one's own or none; it opens to the same
@@ -114,6 +131,23 @@ impl Shards {
             Ok(())
         });
         binding.await.map_err(std::io::Error::other)?
+    }
+
+    /// Gives the files of this cache to others on this network, from now on.
+    pub fn give_from(&self, cache: Cache) {
+        let _ = self.0.pantry.set(Pantry::new(cache)); // one is enough
+    }
+
+    /// Whether it gives files to others.
+    #[must_use]
+    pub fn gives(&self) -> bool {
+        self.0.pantry.get().is_some()
+    }
+
+    /// Asks these for files of a model, one after the other.
+    #[must_use]
+    pub fn neighbours(&self, near: &[Near]) -> Arc<dyn ram_infer::hub::Near> {
+        Arc::new(Neighbours::new(self.0.ways.clone(), self.0.links.clone(), near))
     }
 
     /// All that others are told of where they can dial: by TLS there, and by iroh where that is open, as far as is
@@ -213,17 +247,36 @@ fn config(model: ModelDigest, stage: &ModelStage, shards: NonZeroU16) -> MemberC
     MemberConfig { model, worker, piece: PIECE }
 }
 
-/// Lets in who is known, and takes each to the shard that it means.
-async fn accept(listener: TcpListener, door: Arc<Door>, held: Arc<Mutex<Held>>) -> std::io::Result<()> {
+/// Who is let in, and to what.
+struct Doors {
+    known: Door,
+    /// For those on this network, where there are files to be had.
+    anybody: Door,
+    held: Arc<Mutex<Held>>,
+    pantry: Arc<OnceLock<Pantry>>,
+}
+
+impl Doors {
+    fn of(&self, address: SocketAddr) -> &Door {
+        let is_open = self.pantry.get().is_some() && near::is_near(address.ip());
+        if is_open { &self.anybody } else { &self.known }
+    }
+}
+
+/// Lets in who is known, and takes each to the shard that it means, or to the file.
+async fn accept(listener: TcpListener, doors: Arc<Doors>) -> std::io::Result<()> {
     let callers = Arc::new(Semaphore::new(CALLERS_MAX));
     loop {
         let Ok(turn) = callers.clone().acquire_owned().await else { return Ok(()) };
         match tcp::accept(&listener).await {
             Ok(stream) => {
-                let (door, held) = (door.clone(), held.clone());
+                let doors = doors.clone();
                 tokio::spawn(async move {
-                    let opening = async { Ok(Box::new(tls::accept(&door, stream).await?) as Box<dyn Link>) };
-                    greet_caller(opening, &held).await;
+                    let opening = async {
+                        let door = doors.of(stream.peer_addr()?);
+                        Ok(Box::new(tls::accept(door, stream).await?) as Box<dyn Link>)
+                    };
+                    greet_caller(opening, &doors.held, doors.pantry.get()).await;
                     drop(turn);
                 });
             }
@@ -245,18 +298,26 @@ async fn accept_knocks(socket: Socket, held: Arc<Mutex<Held>>) {
         let held = held.clone();
         tokio::spawn(async move {
             let opening = async { Ok(Box::new(knock.open().await?) as Box<dyn Link>) };
-            greet_caller(opening, &held).await;
+            greet_caller(opening, &held, None).await;
             drop(turn);
         });
     }
 }
 
-async fn greet_caller(opening: impl Future<Output = Result<Box<dyn Link>, LinkError>>, held: &Mutex<Held>) {
-    let heard = async { greet::hear(opening.await?).await };
+async fn greet_caller(
+    opening: impl Future<Output = Result<Box<dyn Link>, LinkError>>,
+    held: &Mutex<Held>,
+    pantry: Option<&Pantry>,
+) {
+    let heard = async { greet::hear_any(opening.await?).await };
     match heard.await {
-        Ok(caller) => {
+        Ok(Heard::Caller(caller)) => {
             let hello = caller.hello();
-            let member = lock(held).member(hello.model, hello.layers);
+            let member = {
+                let held = lock(held);
+                let is_known = caller.peer().is_some_and(|key| held.knows(&key));
+                held.member(hello.model, hello.layers).filter(|_| is_known)
+            };
             match member {
                 Some(member) => member.called(caller),
                 None => {
@@ -264,6 +325,12 @@ async fn greet_caller(opening: impl Future<Output = Result<Box<dyn Link>, LinkEr
                 }
             }
         }
+        Ok(Heard::Asker(asker)) => match pantry {
+            Some(pantry) => pantry.give(asker).await,
+            None => {
+                asker.refuse(Code::UnknownContent).await;
+            }
+        },
         Err(error) => debug!(%error, "a caller was not let in"),
     }
 }

@@ -27,7 +27,8 @@ use ram_pipeline::group::{self, Group, Jobs, State, Terms, Waits};
 use ram_pipeline::plan::{
     self, Link, Links, ModelNeeds, NODES_MAX, Node, Objective, Plan, Refusal, Spare, Wish,
 };
-use ram_proto::control::shard::{SHARDS_MAX, ShardReport, ShardStatus};
+use ram_proto::control::ToProvider;
+use ram_proto::control::shard::{NEAR_MAX, Near, SHARDS_MAX, ShardReport, ShardStatus};
 
 use super::event::{Effect, JobError};
 use super::jobs::{JobRecord, Phase};
@@ -384,7 +385,10 @@ impl Coordinator {
     ) {
         for want in wants {
             match want {
-                group::Effect::Send { to, message } => {
+                group::Effect::Send { to, mut message } => {
+                    if let ToProvider::LoadShard(load) = &mut *message {
+                        load.near = self.near(model, to);
+                    }
                     let conn = self.registry.node(to).map(|node| node.conn);
                     effects.extend(conn.map(|conn| send(conn, *message)));
                 }
@@ -406,6 +410,27 @@ impl Coordinator {
                 group::Effect::Ended(end) => self.fell_apart(model, end, now, effects),
             }
         }
+    }
+
+    /// Who may have files of a model for a node that is to load layers of it, likeliest first: those that have it
+    /// whole, and those that hold some of its layers. Whether they are on one network, only they can see.
+    fn near(&self, model: &ModelId, to: ProviderId) -> Vec<Near> {
+        let has = |(_, node): &(ProviderId, &registry::Node)| {
+            node.spec.offers.iter().any(|offer| offer.model == *model)
+        };
+        let whole = self.registry.nodes().filter(has).map(|(provider, _)| provider);
+        let shards = self.groups.by_model.get(model).into_iter();
+        let shards = shards.flat_map(|pipeline| pipeline.group.holders().chain(pipeline.group.warm_spares()));
+        let (mut seen, mut near) = (BTreeSet::from([to]), Vec::new());
+        for provider in whole.chain(shards.map(|(provider, _)| provider)) {
+            let Some(node) = self.registry.node(provider).filter(|_| seen.insert(provider)) else { continue };
+            let given = node.shards.addresses.clone();
+            near.extend(given.map(|addresses| Near { node: node.key, addresses }));
+            if near.len() == NEAR_MAX {
+                break;
+            }
+        }
+        near
     }
 
     /// Has this node, and no other one, offer a model as the head of its group.

@@ -1,11 +1,12 @@
 //! One file of a model: resumed where it was cut, hashed while it comes, and in its place only when it is right.
 //!
 //! ```text
-//! lock -> what came before is hashed -> neighbours -> GET from there on -> ... -> sync -> size and hash -> renamed to its ETag
+//! lock -> what came before is hashed -> neighbours -> GET from there on -> ... -> sync -> size and hash -> renamed to
+//! its ETag
 //! ```
 //!
-//! Where the hash is wrong and not every byte has come from the hub just now, the hub gives all of it once more: it does
-//! not answer for the bytes of others, nor for those of a disk.
+//! Where the hash is wrong and not every byte has come from the hub just now, the hub gives all of it once more: it
+//! does not answer for the bytes of others, nor for those of a disk.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -67,18 +68,18 @@ impl Order<'_> {
         }
         let mut part = Part::open(self, watch)?;
         watch.at(part.len);
-        self.from_near(&mut part, watch)?;
-        self.from_hub(&mut part, watch)?;
+        self.ask_near(&mut part, watch)?;
+        self.ask_hub(&mut part, watch)?;
         if !part.is_hubs && part.fault(self).is_some() {
             part.restart(self)?;
             watch.at(part.len);
-            self.from_hub(&mut part, watch)?;
+            self.ask_hub(&mut part, watch)?;
         }
         part.finish(self)
     }
 
     /// Appends what neighbours give, which may be nothing, and forgets it if it is all of the file and wrong.
-    fn from_near(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
+    fn ask_near(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
         let Some(asking) = Asking::new(self.near, self.file) else { return Ok(()) };
         let before = part.len;
         let end = asking.read(before, watch, |bytes, watch| {
@@ -100,7 +101,7 @@ impl Order<'_> {
     }
 
     /// Has the hub give what is missing.
-    fn from_hub(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
+    fn ask_hub(self, part: &mut Part, watch: &mut impl Watch) -> Result<(), HubError> {
         let mut tries = Tries::new(self.patience);
         let mut most = part.len;
         while part.len < self.file.size {

@@ -1,7 +1,7 @@
 //! Neighbours that have files of models: asked before the hub, believed when the hash is right.
 //!
-//! What is to be fetched, of which size and hash, the hub alone says. A neighbour can give a file or not, and no more: its
-//! bytes are of use when all of the file has the SHA-256 that the hub named, and are thrown away otherwise.
+//! What is to be fetched, of which size and hash, the hub alone says. A neighbour can give a file or not, and no more:
+//! its bytes are of use when all of the file has the SHA-256 that the hub named, and are thrown away otherwise.
 
 use std::fmt;
 use std::io::Read;
@@ -58,8 +58,8 @@ impl<'a> Asking<'a> {
         Some(Self { near: near?, file, content })
     }
 
-    /// Reads the file from a byte on, and gives on what comes; answers where it ended. One who breaks off is followed by
-    /// the next.
+    /// Reads the file from a byte on, and gives on what comes; answers where it ended. One who breaks off is followed
+    /// by the next.
     ///
     /// # Errors
     /// [`HubError::Cancelled`], and those of `take`. That nobody has the file, or not all of it, is none.
@@ -78,7 +78,7 @@ impl<'a> Asking<'a> {
                 if watch.is_over() {
                     return Err(HubError::Cancelled);
                 }
-                let left = usize::try_from((size - at).get()).unwrap_or(usize::MAX);
+                let left = usize::try_from(size.saturating_sub(at).get()).unwrap_or(usize::MAX);
                 let room = left.min(piece.len());
                 let Ok(length @ 1..) = body.read(&mut piece[..room]) else { break };
                 take(&piece[..length], watch)?;

@@ -1,4 +1,5 @@
-//! One file of a model over a link, named by the hash of its content: who dials asks, who accepts gives or says why not.
+//! One file of a model over a link, named by the hash of its content: who dials asks, who accepts gives or says why
+//! not.
 //!
 //! ```text
 //! dials: ask(link, content, from)             accepts: greet::hear_any(link) -> Heard::Asker
@@ -93,7 +94,8 @@ impl<L: Link> Coming<L> {
     /// Whether a piece is the next one. One without a byte is the answer to who has all of the file already.
     fn check(&self, piece: Piece, bytes: &Bytes) -> Result<(), LinkError> {
         let end = self.at.checked_add(bytes.len() as u64);
-        let follows = (piece.at, piece.size) == (self.at, self.size) && end.is_some_and(|end| end <= self.size);
+        let follows =
+            (piece.at, piece.size) == (self.at, self.size) && end.is_some_and(|end| end <= self.size);
         let is_of_use = !bytes.is_empty() || self.at == self.size;
         if follows && is_of_use { Ok(()) } else { Err(LinkError::OutOfTurn("the next PIECE")) }
     }
@@ -122,8 +124,8 @@ impl<L: Link> Asker<L> {
         self.fetch
     }
 
-    /// Gives it a file of this size, which `file` is read from, beginning with the byte that was asked for. Reads block:
-    /// it is for a thread on which one may.
+    /// Gives it a file of this size, which `file` is read from, beginning with the byte that was asked for. Reads
+    /// block: it is for a thread on which one may.
     ///
     /// # Errors
     /// [`LinkError`]: it has gone or does not read, or the file cannot be read to its end. The link is closed.

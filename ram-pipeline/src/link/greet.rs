@@ -8,8 +8,8 @@
 //!   | <- ERROR, and the end of the stream ------- |  Caller::refuse, or at once when HELLO is none
 //! ```
 //!
-//! Start at [`accept`], which knows what it expects; [`hear`] is for who has to look it up. To whom others come for files,
-//! too, [`hear_any`] tells both apart: see [`fetch`](super::fetch).
+//! Start at [`accept`], which knows what it expects; [`hear`] is for who has to look it up. To whom others come for
+//! files, too, [`hear_any`] tells both apart: see [`fetch`](super::fetch).
 
 use std::time::Duration;
 

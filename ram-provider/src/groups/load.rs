@@ -1,6 +1,7 @@
 //! From an order to layers in memory: the model found or fetched, checked, and loaded beside what is there.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use ram_infer::config::ModelConfig;
 use ram_infer::device::Device;
 use ram_infer::error::InferError;
 use ram_infer::hub::cache::{Cache, Hold, Repository};
-use ram_infer::hub::{Hub, HubConfig};
+use ram_infer::hub::{Hub, HubConfig, Near};
 use ram_infer::kv::KvDtype;
 use ram_infer::models::{LoadOptions, Model, Shard};
 use ram_proto::control::shard::{LoadShard, ShardFailure};
@@ -71,12 +72,18 @@ impl Loader {
         }
     }
 
+    /// Where the hub's files lie, for others who may want some of them.
+    pub(super) fn cache(&self) -> Option<Cache> {
+        self.hub.as_ref().map(|hub| Cache::new(&hub.cache))
+    }
+
     /// Loads layers, until `cancelled` is set. Takes minutes where they must be fetched: for a thread of a runtime on
     /// which one may block.
     /// Shards that are held keep `held` of the memory.
     pub(super) fn load(
         &self,
         load: &LoadShard,
+        near: &Arc<dyn Near>,
         cancelled: &AtomicBool,
         held: Bytes,
     ) -> Result<Loaded, ShardFailure> {
@@ -93,7 +100,7 @@ impl Loader {
             }
             None => None,
         };
-        let Found { dir, kept } = self.find(&models::full_id(&load.model), shard, cancelled)?;
+        let Found { dir, kept } = self.find(&models::full_id(&load.model), shard, near, cancelled)?;
         let config = ModelConfig::read(&dir).map_err(|error| told(&error))?;
         check(load, config.layers.get())?;
         let reservation = match early {
@@ -153,8 +160,14 @@ impl Loader {
     }
 
     /// The folder of a model: the operator's own, the bundled one, a whole one in the cache, or else one of these
-    /// layers alone, which is fetched unless it is there.
-    fn find(&self, id: &ModelId, shard: Shard, cancelled: &AtomicBool) -> Result<Found, ShardFailure> {
+    /// layers alone, which is fetched unless it is there: large files from a neighbour that has them.
+    fn find(
+        &self,
+        id: &ModelId,
+        shard: Shard,
+        near: &Arc<dyn Near>,
+        cancelled: &AtomicBool,
+    ) -> Result<Found, ShardFailure> {
         let own = self.choices.iter().filter(|choice| models::full_id(&choice.model) == *id);
         let any = ModelChoice { model: id.clone(), path: None };
         let mut places = own.chain([&any]);
@@ -168,7 +181,8 @@ impl Loader {
             Ok(dir) => dir,
             Err(_) => {
                 info!(model = %id, layers = ?shard.layers, "fetching layers");
-                let fetched = Hub::new(hub.clone()).fetch_layers(id, shard, cancelled, |_| {});
+                let fetching = Hub::new(hub.clone()).with_near(near.clone());
+                let fetched = fetching.fetch_layers(id, shard, cancelled, |_| {});
                 fetched.map_err(|error| {
                     warn!(model = %id, "layers were not fetched: {error}");
                     failure::of_hub(&error)

@@ -84,7 +84,7 @@ impl Ways {
     ///
     /// # Errors
     /// That of the last one.
-    async fn dial(&self, peer: &Peer) -> Result<Box<dyn Link>, LinkError> {
+    pub(super) async fn dial(&self, peer: &Peer) -> Result<Box<dyn Link>, LinkError> {
         let mut failure = LinkError::Io(io::ErrorKind::Unsupported.into());
         for address in peer.addresses.iter().filter(|address| !address.starts_with(IROH)) {
             match self.dial_at(peer.node, address).await {

@@ -200,7 +200,7 @@ const fn failure_of(code: Code) -> Failure {
         Code::WrongShape => Failure::OutOfMemory, // more positions than a shard ever has
         Code::WrongVersion | Code::WrongModel | Code::WrongLayers => Failure::ModelUnavailable,
         Code::WrongEpoch | Code::WrongPrefix | Code::UnknownSession | Code::LinkLost => Failure::ProviderLost,
-        Code::Protocol | Code::Unsupported | Code::Internal => Failure::Internal,
+        Code::Protocol | Code::Unsupported | Code::UnknownContent | Code::Internal => Failure::Internal,
     }
 }
 

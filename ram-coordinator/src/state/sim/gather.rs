@@ -1,6 +1,8 @@
 //! Models that several nodes hold together: heads die in mid-answer, shards in mid-load, and the user notices nothing
 //! but a pause.
 
+use std::collections::BTreeSet;
+
 use ram_core::units::ByteRate;
 use ram_proto::control::shard::{
     Addresses, Lending, LinkShard, LoadShard, Neighbour, ShardFailed, ShardFailure, ShardLinked, ShardLost,
@@ -25,6 +27,8 @@ struct Evening {
     told: BTreeMap<JobId, Told>,
     /// How often an answer went on at another head.
     resumed: u32,
+    /// How often a node was told of others that may have files of what it is to load.
+    neighbours: u32,
     /// Whether nodes do as they are told.
     is_quiet: bool,
 }
@@ -57,7 +61,7 @@ impl Evening {
         night.coordinator.config.limits.queue_wait = Duration::from_secs(30);
         let writes = (0..nodes).map(|_| Vec::new()).collect();
         let (wire, told) = Default::default();
-        let mut evening = Self { night, wire, writes, told, resumed: 0, is_quiet: true };
+        let mut evening = Self { night, wire, writes, told, resumed: 0, neighbours: 0, is_quiet: true };
         (0..nodes).for_each(|n| evening.connect(n));
         evening.rest();
         evening
@@ -144,13 +148,21 @@ impl Evening {
                 }
                 let weights_per_s = ByteRate::new(100_000_000_000);
                 let lends = Some(Lending { memory: LENT, weights_per_s });
-                vec![register, ToCoordinator::ShardReport(ShardReport { lends, shards: Vec::new() })]
+                let addresses = Addresses::new(vec![format!("10.0.0.{n}:7070")]).ok();
+                vec![
+                    register,
+                    ToCoordinator::ShardReport(ShardReport { lends, addresses, ..ShardReport::default() }),
+                ]
             }
             ToProvider::LoadShard(LoadShard { group, layers, .. }) if goes_wrong => {
                 let failure = ShardFailure::Unavailable;
                 vec![ToCoordinator::ShardFailed(ShardFailed { group, layers, failure })]
             }
-            ToProvider::LoadShard(LoadShard { group, layers, positions, .. }) => {
+            ToProvider::LoadShard(LoadShard { group, layers, positions, near, .. }) => {
+                let own = NodeKey::from_bytes(self.night.nodes[n].identity.node_public());
+                let known: BTreeSet<NodeKey> = near.iter().map(|near| near.node).collect();
+                assert!(!known.contains(&own) && known.len() == near.len(), "{near:?}");
+                self.neighbours += u32::from(!near.is_empty());
                 vec![ToCoordinator::ShardReady(ShardReady {
                     group,
                     layers,
@@ -307,6 +319,7 @@ fn a_model_that_fits_nowhere_is_held_together_and_answers() {
     evening.morning();
     evening.check();
     assert!(matches!(evening.told[&job].end, Some(Ok(_))));
+    assert!(evening.neighbours > 0, "who loads after others is told of them");
 }
 
 #[test]

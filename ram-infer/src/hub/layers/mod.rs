@@ -16,8 +16,8 @@
 //! tensor as long as its shape says, together they fill the file) and the range of every answer are checked; the
 //! tensors' bytes are as the hub sent them, over TLS. The SHA-256 of each is written down, and checked when a fetch
 //! goes on after a cut and when the folder is used again. Who does not trust a hub's connection that far fetches the
-//! model whole. A neighbour that has the file gives all of it, and so its hash is checked: a part that comes from there is
-//! verified to the last bit.
+//! model whole. A neighbour that has the file gives all of it, and so its hash is checked: a part that comes from there
+//! is verified to the last bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -212,7 +212,15 @@ impl Hub {
 
     fn order<'a>(&'a self, plan: &'a LayersPlan, part: &'a Part, dir: &'a Path) -> PartOrder<'a> {
         let (model, commit) = (plan.whole.model(), plan.commit());
-        PartOrder { http: self.http(), model, commit, part, dir, patience: self.config().patience, near: self.near() }
+        PartOrder {
+            http: self.http(),
+            model,
+            commit,
+            part,
+            dir,
+            patience: self.config().patience,
+            near: self.near(),
+        }
     }
 }
 

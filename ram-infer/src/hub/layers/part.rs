@@ -8,8 +8,8 @@
 //! After a cut the tensors that are there to their end are hashed again and kept; the fetch goes on behind the last one
 //! that is right. Within one run it goes on at the very byte.
 //!
-//! Neighbours give all of the file, of which the tensors are kept: in NAME.near, until all of it has come and has the hash
-//! that the hub named. What has not is thrown away, and the hub is asked.
+//! Neighbours give all of the file, of which the tensors are kept: in NAME.near, until all of it has come and has the
+//! hash that the hub named. What has not is thrown away, and the hub is asked.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -104,7 +104,7 @@ impl PartOrder<'_> {
     pub(super) fn run(self, watch: &mut impl Watch) -> Result<PartSums, HubError> {
         let mut writing = Writing::open(self.dir, self.part, watch)?;
         if writing.has_nothing()
-            && let Some(sums) = self.from_near(watch)?
+            && let Some(sums) = self.ask_near(watch)?
         {
             writing.remove()?;
             return Ok(sums);
@@ -130,7 +130,7 @@ impl PartOrder<'_> {
     }
 
     /// Has neighbours give the whole file, and keeps the part of it; `None` when they do not, or not this file.
-    fn from_near(self, watch: &mut impl Watch) -> Result<Option<PartSums>, HubError> {
+    fn ask_near(self, watch: &mut impl Watch) -> Result<Option<PartSums>, HubError> {
         let Some(asking) = Asking::new(self.near, &self.part.file) else { return Ok(None) };
         let mut writing = Writing::anew(self.dir, self.part, NEAR)?;
         let (mut hash, mut place) = (Sha256::new(), 0);
@@ -317,7 +317,8 @@ impl<'a> Writing<'a> {
     /// Removes what came.
     fn remove(self) -> Result<(), HubError> {
         let gone = |path: &Path| fs::remove_file(path).map_err(HubError::disk(path));
-        gone(&self.path).and(gone(&self.sums_path))
+        gone(&self.path)?;
+        gone(&self.sums_path)
     }
 
     /// Puts the file in its place.
