@@ -212,7 +212,7 @@ fn a_server_that_always_breaks_at_the_same_place_is_given_up() {
 }
 
 #[test]
-fn a_part_that_is_not_of_this_file_is_found_out_and_removed() {
+fn a_part_that_is_not_of_this_file_is_found_out_and_fetched_anew() {
     let (server, cache) = start();
     let weights = &files()[2].1;
     let blobs = cache.path().join("models--org--tiny-4bit/blobs");
@@ -220,12 +220,16 @@ fn a_part_that_is_not_of_this_file_is_found_out_and_removed() {
     let incomplete = blobs.join(format!("{}.incomplete", etag(WEIGHTS, weights)));
 
     fs::write(&incomplete, vec![7; 100]).unwrap();
-    let damaged = HubError::Damaged { file: WEIGHTS.to_owned(), what: "SHA-256" };
-    assert_eq!(fetch(&server, &cache), Err(damaged));
-    assert_nothing_of_the_weights(&cache);
+    let folder = fetch(&server, &cache).unwrap();
+    assert!(fs::read(folder.join(WEIGHTS)).unwrap() == *weights);
+    let ranges: Vec<_> = server.seen().into_iter().filter(is_weights).map(|seen| seen.range).collect();
+    assert_eq!(ranges, [Some("bytes=100-".to_owned()), None], "the rest, and then all of it");
 
+    fs::remove_dir_all(cache.path().join("models--org--tiny-4bit")).unwrap();
+    fs::create_dir_all(&blobs).unwrap();
     fs::write(&incomplete, vec![7; weights.len() + 1]).unwrap();
-    fetch(&server, &cache).unwrap();
+    let folder = fetch(&server, &cache).unwrap();
+    assert!(fs::read(folder.join(WEIGHTS)).unwrap() == *weights);
 }
 
 #[test]
