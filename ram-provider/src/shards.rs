@@ -7,9 +7,9 @@
 //!
 //! Links are TLS 1.3 between node keys; with the feature `iroh` QUIC between the same keys, too, through address
 //! translation. Either door opens to the nodes of the chains that this node was linked into, and to nobody else: a
-//! stranger is refused before a byte of a frame is read. How others are dialled is in [`ways`].
+//! stranger is refused before a byte of a frame is read. How others are dialled is in `ways`.
 //!
-//! A node that gives files of models ([`near`]) opens the first door to anybody on its own network, too. Who is a
+//! A node that gives files of models (`near`) opens the first door to anybody on its own network, too. Who is a
 //! stranger there may ask for a file, and for nothing else.
 
 mod near;
