@@ -149,7 +149,7 @@ pub(super) async fn init(
         model: model.clone(),
         provider: provider.provider_id,
         max_tokens: answer,
-        temperature,
+        temperature: temperature.map(narrow),
     };
     gateway.front.offers.put(job, offered, now);
     Ok(Json(E2eOffer { job_id: job, version, model, expires_in: OFFER_LASTS.as_secs(), provider }))
@@ -331,6 +331,12 @@ impl Answer {
 /// The frame of an event.
 fn data(event: &E2eEvent) -> String {
     sse::data(&serde_json::to_string(event).expect("an event is plain data"))
+}
+
+/// A number between 0 and 2, as samplers take it.
+#[expect(clippy::cast_possible_truncation, reason = "the nearest is meant")]
+const fn narrow(number: f64) -> f32 {
+    number as f32
 }
 
 /// Reads a body; what it held is not told again.

@@ -4,7 +4,9 @@
 
 use ram_core::id::{JobId, ModelId, NodeName, ProviderId};
 use ram_core::units::XRam;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Number;
 
 use crate::blob::Blob;
 use crate::control::{NodeStatement, Signature};
@@ -45,15 +47,16 @@ pub struct E2eInit {
     /// The model: an alias or a full id.
     pub model: ModelId,
     /// Most tokens of the answer; 2048 when left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 4_294_967_295_u64))]
     pub max_tokens: Option<u32>,
-    /// From 0 to 2, where the sealed prompt does not say.
+    /// From 0 to 2, where the sealed prompt does not say. As it was written: rounded to 32 bits, a number just outside
+    /// would fall on the bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 0, maximum = 2))]
-    pub temperature: Option<f32>,
+    pub temperature: Option<f64>,
     /// How the prompt will be sealed: 1 when left out, or 2.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "whole", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(minimum = 1, maximum = 2))]
     pub version: Option<u8>,
     /// The provider that should serve this, if it can.
@@ -158,4 +161,34 @@ pub struct E2eEvent {
     /// And what it cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xram_tokens_charged: Option<XRam>,
+}
+
+/// Reads a whole number however it is written: to JSON Schema 2.0 is an integer, too.
+fn whole<'de, D: Deserializer<'de>, T: TryFrom<u64>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let Some(number) = Option::<Number>::deserialize(deserializer)? else { return Ok(None) };
+    // A whole float writes itself without a fraction.
+    let written = || number.as_f64().map(|float| float.to_string()).and_then(|text| text.parse().ok());
+    let whole = number.as_u64().or_else(written).and_then(|whole| T::try_from(whole).ok());
+    whole.map(Some).ok_or_else(|| D::Error::custom("expected a whole number within its bounds"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_number_may_be_written_as_a_float() {
+        let read = |most: &str| {
+            let body = format!(r#"{{"model":"m","max_tokens":{most},"version":2.0}}"#);
+            serde_json::from_str::<E2eInit>(&body).map(|init| (init.max_tokens, init.version))
+        };
+        for (written, expected) in
+            [("7", Some(7)), ("7.0", Some(7)), ("4294967295.0", Some(u32::MAX)), ("null", None)]
+        {
+            assert_eq!(read(written).unwrap(), (expected, Some(2)), "{written}");
+        }
+        for bad in ["7.5", "-1", "-1.0", "4294967296", "1e30", "\"7\""] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 }
