@@ -17,6 +17,8 @@ def before_call(context, case, kwargs):
         return
     if case.operation.path == "/api/v1/quote":
         case.query["model"] = MODEL
+    if case.operation.path == "/api/v1/e2e/init" and isinstance(case.body, dict):
+        case.body["model"] = MODEL
     if case.headers and "idempotency-key" in case.headers:
         case.headers["idempotency-key"] = str(uuid.uuid4())  # another body under the same key is another request
     if case.operation.path == "/v1/chat/completions" and isinstance(case.body, dict):
