@@ -25,7 +25,6 @@ use ram_proto::openai::{
 };
 use tokio::time::timeout;
 
-use crate::keys::Caller;
 use crate::run::{self, Gone};
 use crate::state::{Payer, Plain, Request, Submission};
 
@@ -53,10 +52,7 @@ pub(super) async fn complete(
     let (delivery, n) = (request.delivery, request.n);
     let head = CompletionHead { id: CompletionId(job), created: run::now(), model: request.model.clone() };
     let asked = Asked::from(&request);
-    let payer = match caller {
-        Caller::Demo => Payer::Demo(address),
-        Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
-    };
+    let payer = Payer::of(caller, address);
     let choices = submit(&gateway, request, &payer, job).await?;
     let charged = choices.charged();
     let told = match delivery {

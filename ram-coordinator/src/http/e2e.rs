@@ -30,7 +30,6 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::idempotency::Owner;
-use crate::keys::Caller;
 use crate::run::{self, Replies};
 use crate::state::{JobError, Payer, Reply, Request, Sealed, Submission};
 
@@ -38,7 +37,7 @@ use super::auth::Called;
 use super::chat::ACCEL_BUFFERING;
 use super::choices::Charged;
 use super::error::{Refusal, of_job};
-use super::{Client, Gateway, RequestId};
+use super::{Client, Gateway};
 
 /// How long an offer stands: a person may be asked whether the provider's fingerprint is right.
 const OFFER_LASTS: Duration = Duration::from_secs(120);
@@ -158,7 +157,6 @@ pub(super) async fn init(
 pub(super) async fn submit(
     State(gateway): State<Gateway>,
     Extension(Client(address)): Extension<Client>,
-    Extension(RequestId(_)): Extension<RequestId>,
     Called(caller): Called,
     body: Bytes,
 ) -> Result<Response, Refusal> {
@@ -173,10 +171,7 @@ pub(super) async fn submit(
     }
     let Offered { version, model, provider, max_tokens, temperature, .. } = offered;
     let prompt = prompt(submit, version)?;
-    let payer = match caller {
-        Caller::Demo => Payer::Demo(address),
-        Caller::Key(id) => Payer::Key(id.as_str().to_owned()),
-    };
+    let payer = Payer::of(caller, address);
     let sealed = Sealed { prompt, max_tokens, temperature, provider };
     let submission = Submission { job, payer, model, request: Request::Sealed(sealed), preferred: None };
     let answer =

@@ -14,6 +14,7 @@ use crate::keys::Caller;
 use crate::metrics::Metrics;
 use crate::rate::{Left, Rates, TooFast};
 use crate::run;
+use crate::state::Payer;
 
 use super::body::DISCARDS_MAX;
 use super::e2e::Offers;
@@ -122,6 +123,16 @@ impl Front {
     /// This address has tried a key that is not the administrator's.
     pub(super) fn guessed_admin(&self, address: IpAddr) {
         let _ = self.admin_keys.take(subscriber(address), run::now()); // it was refused anyway
+    }
+}
+
+impl Payer {
+    /// Whose money a caller's jobs take.
+    pub(super) fn of(caller: Caller, address: IpAddr) -> Self {
+        match caller {
+            Caller::Demo => Self::Demo(address),
+            Caller::Key(id) => Self::Key(id.as_str().to_owned()),
+        }
     }
 }
 

@@ -84,17 +84,8 @@ impl Coordinator {
     #[must_use]
     pub fn e2e_providers(&self) -> E2eProviders {
         let view = |(_, node): (_, &Node)| {
-            let E2eOffered { provider_id, provider_name, provider_public_key_b64, statement, signature } =
-                node.offered()?;
-            let models = node.offers().map(|offer| offer.model.clone()).collect();
-            Some(E2eProvider {
-                provider_id,
-                provider_name,
-                provider_public_key_b64,
-                statement,
-                signature,
-                models,
-            })
+            let provider = node.offered()?;
+            Some(E2eProvider { provider, models: node.offers().map(|offer| offer.model.clone()).collect() })
         };
         E2eProviders { providers: self.registry.nodes().filter_map(view).collect() }
     }

@@ -24,18 +24,9 @@ pub struct E2eProviders {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct E2eProvider {
-    /// Its id.
-    pub provider_id: ProviderId,
-    /// The name that its operator gave it.
-    pub provider_name: NodeName,
-    /// The X25519 key that prompts are sealed to.
-    pub provider_public_key_b64: Blob,
-    /// What it stated when it joined: whoever checks the signature knows that the key is the node's own.
-    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
-    pub statement: NodeStatement,
-    /// Ed25519 by the statement's `node_key` over its canonical bytes, in hex.
-    #[cfg_attr(feature = "openapi", schema(value_type = String))]
-    pub signature: Signature,
+    /// Who it is, and the key that prompts are sealed to.
+    #[serde(flatten)]
+    pub provider: E2eOffered,
     /// What it serves.
     pub models: Vec<ModelId>,
 }
@@ -81,7 +72,7 @@ pub struct E2eOffer {
     pub provider: E2eOffered,
 }
 
-/// The provider of an offer.
+/// A provider that prompts can be sealed to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct E2eOffered {
@@ -91,10 +82,10 @@ pub struct E2eOffered {
     pub provider_name: NodeName,
     /// The X25519 key to seal to.
     pub provider_public_key_b64: Blob,
-    /// As of [`E2eProvider::statement`].
+    /// What it stated when it joined: whoever checks the signature knows that the key is the node's own.
     #[cfg_attr(feature = "openapi", schema(value_type = Object))]
     pub statement: NodeStatement,
-    /// As of [`E2eProvider::signature`].
+    /// Ed25519 by the statement's `node_key` over its canonical bytes, in hex.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub signature: Signature,
 }
